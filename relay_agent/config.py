@@ -1,0 +1,446 @@
+"""The configuration: one TOML file, read once, checked in full before anything starts.
+
+The classes below are the only description of it: they validate, their texts become the commented example
+(:func:`example`) and the remedy in an error message. Secrets are never in it, only the names of files.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import re
+import tomllib
+from datetime import time
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import PydanticUndefined
+
+from relay_agent import units
+from relay_agent.identify import Rules
+
+DEFAULT_PATH = Path("/etc/relay-agent/config.toml")
+
+Duration = Annotated[float, BeforeValidator(units.duration), PlainSerializer(units.show_duration)]
+Size = Annotated[int, BeforeValidator(units.size), PlainSerializer(units.show_size)]
+Rate = Annotated[float, BeforeValidator(units.rate)]
+
+
+class ConfigError(Exception):
+    """The configuration file cannot be used; one finding a line, each with key, value and remedy."""
+
+
+def _name(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", text):
+        raise ValueError("use letters, digits, '_', '.' and '-' (it becomes a folder name), at most 64 characters")
+    return text
+
+
+def _ae_title(text: str) -> str:
+    if not 1 <= len(text.strip()) <= 16 or "\\" in text or not text.isascii() or not text.isprintable():
+        raise ValueError("an AE title has 1 to 16 printable ASCII characters and no backslash (DICOM PS3.5, VR AE)")
+    return text.strip()
+
+
+def _caller(text: str) -> str:
+    ae_title, _, network = text.rpartition("@") if "@" in text else (text, "", "")
+    if "@" not in text and re.fullmatch(r"[0-9a-fA-F.:]+(/\d+)?", text) and ("." in text or ":" in text):
+        ae_title, network = "", text
+    if ae_title and ae_title != "*":
+        _ae_title(ae_title)
+    if network:
+        ipaddress.ip_network(network, strict=False)
+    return text
+
+
+def _tag(text: str) -> str:
+    found = re.fullmatch(r"\(?([0-9a-fA-F]{4}),?([0-9a-fA-F]{4})\)?", text)
+    if not found:
+        raise ValueError('write a tag as "gggg,eeee", for example "0008,1030"')
+    return (found[1] + found[2]).upper()
+
+
+def _regex(text: str) -> str:
+    try:
+        re.compile(text)
+    except re.error as error:
+        raise ValueError(f"not a regular expression: {error}") from None
+    return text
+
+
+Name = Annotated[str, AfterValidator(_name)]
+AETitle = Annotated[str, AfterValidator(_ae_title)]
+Caller = Annotated[str, AfterValidator(_caller)]
+Tag = Annotated[str, AfterValidator(_tag)]
+Regex = Annotated[str, AfterValidator(_regex)]
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+
+class TLS(_Table):
+    """DICOM TLS with the BCP 195 profile (PS3.15 section B.9 and B.12): TLS 1.2 or later, forward secrecy."""
+
+    certificate: Path = Field(description="PEM file with the certificate and its chain.", examples=["/etc/relay-agent/dicom.crt"])
+    key: Path = Field(description="PEM file with the private key; give the service read access only.", examples=["/etc/relay-agent/dicom.key"])
+    client_ca: Path | None = Field(None, description="PEM file of the CAs whose client certificates are asked for; without it callers need none.", examples=["/etc/relay-agent/scanners-ca.crt"])
+
+
+class Receiver(_Table):
+    """A Storage SCP: one AE title on one port. Several may share a port."""
+
+    ae_title: AETitle = Field(description="Called AE title; also the receiver's name in routes and in the ledger.", examples=["RELAY"])
+    port: int = Field(11112, ge=0, le=65535, description="TCP port.")
+    address: str = Field("0.0.0.0", description="Address to listen on.")
+    allow: tuple[Caller, ...] = Field(description='Who may call: AE titles, networks, or both as "AE@network"; "*" is anybody. Everybody else is rejected at association.', examples=[["MR1@192.0.2.0/24", "CTSCAN", "198.51.100.7"]])
+    max_associations: int = Field(100, ge=1, description="More associations than this at a time are rejected as a passing shortage.")
+    idle_timeout: Duration = Field(300.0, description="An association on which nothing was heard for this long is aborted.", examples=["5 min"])
+    tls: TLS | None = Field(None, description="DICOM TLS; absent means plain DICOM.")
+
+    @property
+    def name(self) -> str:
+        """The receiver's name as a folder and in the ledger."""
+        return re.sub(r"[^A-Za-z0-9_.-]", "_", self.ae_title)
+
+
+class Receive(_Table):
+    """What all receivers share."""
+
+    processes: int = Field(0, ge=0, description="Receiving processes; 0 is one for each core.")
+    max_pdu: Size = Field(256 * 1024, description="Largest PDU that is accepted (PS3.8 section D.1).", examples=["256 KiB"])
+    reserve: Size = Field(5 * 2**30, description="Below this much free space instances are refused with A700, so that the disk never fills.", examples=["5 GiB"])
+
+
+class Stage(_Table):
+    """When a session is complete."""
+
+    quiet: Duration = Field(300.0, description="A session is complete when nothing came for this long and no open association still carries it.", examples=["5 min"])
+    longest: Duration = Field(12 * 3600.0, description="It is taken as complete after this long in any case.", examples=["12 h"])
+    landing_stable: Duration = Field(30.0, description="A file in the landing directory is taken in when it has not changed for this long.", examples=["30 s"])
+    rescan: Duration = Field(60.0, description="The landing directory is read again this often, because notifications get lost.", examples=["60 s"])
+
+
+class Identify(_Table):
+    """Routing rules in XNAT's own syntax; they come before Project:/Subject:/Session:/AA: in the comments."""
+
+    project_rules: tuple[str, ...] = Field((), description="XNAT's dicom/projectRules, one rule a line.", examples=[["(0008,1030):([A-Z]+)_.*:1"]])
+    subject_rules: tuple[str, ...] = Field((), description="XNAT's dicom/subjectRules.", examples=[["(0010,0010):([^^]+).*:1"]])
+    session_rules: tuple[str, ...] = Field((), description="XNAT's dicom/sessionRules.", examples=[["(0010,0020):(.*):1"]])
+    auto_archive_rules: tuple[str, ...] = Field((), description="XNAT's dicom/aaRules.")
+    projects: tuple[Name, ...] = Field((), description="Projects of the central XNAT that this box may assign. Only these are accepted from the whole Study Description or Accession Number, as XNAT itself accepts only projects that exist; empty switches those two fall-backs off.", examples=[["P1", "P2"]])
+
+    @model_validator(mode="after")
+    def _parses(self) -> Identify:
+        self.rules()
+        return self
+
+    def rules(self) -> Rules:
+        """The rules, parsed; a bad line raises with its list and number."""
+        return Rules.parse(project=self.project_rules, subject=self.subject_rules, session=self.session_rules,
+                           auto_archive=self.auto_archive_rules)
+
+
+class Route(_Table):
+    """Where a session goes. The first route whose conditions all hold for one of the session's series takes it."""
+
+    name: Name = Field(description="Name of the route, in the ledger and in receipts.", examples=["brain-study"])
+    receiver: tuple[AETitle, ...] = Field((), description="Condition: received by one of these receivers.", examples=[["RELAY"]])
+    calling_ae: tuple[AETitle, ...] = Field((), description="Condition: sent by one of these AE titles.", examples=[["MR1"]])
+    modality: tuple[str, ...] = Field((), description="Condition: Modality (0008,0060).", examples=[["MR", "PT"]])
+    scanner_serial: tuple[str, ...] = Field((), description="Condition: Device Serial Number (0018,1000).", examples=[["45678"]])
+    project: tuple[str, ...] = Field((), description="Condition: the project that identification found.", examples=[["P1"]])
+    tags: dict[Tag, Regex] = Field(default_factory=dict, description="Condition: each tag's value matches the regular expression as a whole.", examples=[{"0008,1030": "BRAIN.*"}])
+    destinations: tuple[Name, ...] = Field(min_length=1, description="Names of the destinations; each is delivered to on its own.", examples=[["central"]])
+    assign_project: str | None = Field(None, pattern=r"^[A-Za-z0-9_-]+$", description="Assign this project, whatever identification found.", examples=["P1"])
+    auto_archive: bool | None = Field(None, description="Archive at once (true) or leave in the prearchive (false) where the instances do not say so themselves (AA:).", examples=[True])
+    review: bool = Field(False, description="Hold each session until a person releases it.")
+    scripts: tuple[str, ...] = Field((), description="Anonymisation scripts, in order. A shipment whose scripts cannot run is not shipped.", examples=[["/etc/relay-agent/site.das"]])
+
+
+class Window(_Table):
+    """Hours in which a destination is sent to, and how fast."""
+
+    start: time = Field(description="Local time at which the window opens.", examples=["18:00"])
+    end: time = Field(description="Local time at which it closes; earlier than start means past midnight.", examples=["06:00"])
+    bandwidth: Rate | None = Field(None, description="Limit inside this window; absent means the destination's own.", examples=["80 Mbit/s"])
+
+
+class _Destination(_Table):
+    name: Name = Field(description="Name of the destination.", examples=["central"])
+    bandwidth: Rate | None = Field(None, description="Limit of what is sent, over all streams; absent means none.", examples=["24 Mbit/s"])
+    windows: tuple[Window, ...] = Field((), description="Hours in which to send; none means always.")
+    streams: int = Field(3, ge=1, le=16, description="Parallel streams.")
+    retry_first: Duration = Field(10.0, description="Pause after the first failure; it doubles from there, with jitter.", examples=["10 s"])
+    retry_longest: Duration = Field(900.0, description="Longest pause. Retries never end.", examples=["15 min"])
+
+
+class _HTTP(_Destination):
+    url: str = Field(pattern=r"^https?://[^/].*$", description="Base address. TLS is always verified; plain http is for tests on one machine.", examples=["https://xnat.example.org"])
+    credential: str | None = Field(None, description='File with one line "user:password" or "alias:secret"; a bare name is looked up in $CREDENTIALS_DIRECTORY.', examples=["central"])
+    ca_bundle: Path | None = Field(None, description="PEM file of the CAs to trust instead of the system's, for example of an inspecting proxy.", examples=["/etc/relay-agent/ca.pem"])
+    proxy: str | None = Field(None, description="HTTP(S) proxy; absent means that of the environment.", examples=["http://proxy.example.org:3128"])
+    part_size: Size = Field(256 * 2**20, description="Largest part that travels in one request.", examples=["256 MiB"])
+    timeout: Duration = Field(120.0, description="How long an answer may take. After a time-out the server is looked at first; only what is missing is sent again.", examples=["2 min"])
+    verify: Literal["whole", "sample"] = Field("whole", description="How much is fetched back where the server's digests cannot prove arrival: everything, or one instance of each series.")
+
+
+class XNAT(_HTTP):
+    """A central XNAT."""
+
+    kind: Literal["xnat"] = Field("xnat", description="xnat, dicomweb or dicom.")
+    compression: Literal["auto", "deflate", "store"] = Field("auto", description="Deflate when the line is slower than the compressor, store when it is faster.")
+    archive: bool = Field(True, description="Archive at once unless the session says otherwise (AA:false).")
+    accept_prearchive: bool = Field(False, description="Take a session that waits in the prearchive as delivered. Otherwise the box keeps it until it is archived.")
+    prevent_anon: bool = Field(False, description="Ask XNAT not to run its site-wide script on these sessions. Only if the central site agrees.")
+    token_lifetime: Duration = Field(2 * 86400.0, description="Lifetime of alias tokens at that XNAT (aliasTokenTimeout); refreshed at half of it.", examples=["2 d"])
+
+
+class DICOMweb(_HTTP):
+    """An archive that takes STOW-RS and answers QIDO-RS and WADO-RS (PS3.18)."""
+
+    kind: Literal["dicomweb"] = Field(description="A DICOMweb archive.", examples=["dicomweb"])
+
+
+class DICOM(_Destination):
+    """Another Storage SCP."""
+
+    kind: Literal["dicom"] = Field(description="A DICOM receiver.", examples=["dicom"])
+    host: str = Field(description="Host name or address.", examples=["pacs.example.org"])
+    port: int = Field(description="TCP port.", examples=[104], ge=1, le=65535)
+    ae_title: AETitle = Field(description="AE title of the receiver there.", examples=["PACS"])
+    calling_ae_title: AETitle = Field("RELAY", description="AE title to call with.")
+    tls_ca: Path | None = Field(None, description="PEM file of the CAs to trust; given, DICOM TLS is spoken.", examples=["/etc/relay-agent/ca.pem"])
+    verify: Literal["find", "status"] = Field("find", description="Proof of arrival: C-FIND at IMAGE level after sending, or the C-STORE status alone.")
+
+
+Destination = Annotated[XNAT | DICOMweb | DICOM, Field(discriminator="kind")]
+
+
+def _kind(value: Any) -> Any:
+    # `kind` may be left out: XNAT is what this box is for.
+    return {"kind": "xnat", **value} if isinstance(value, dict) else value
+
+
+class Purge(_Table):
+    """What is forgotten when. Nothing is, before it is verified at all its destinations."""
+
+    retention: Duration = Field(7 * 86400.0, description="How long files are kept after that.", examples=["7 d"])
+
+
+class Alert(_Table):
+    """E-mail to operators, one message a condition, with reminders."""
+
+    smtp_host: str = Field(description="SMTP server.", examples=["mail.example.org"])
+    smtp_port: int = Field(25, ge=1, le=65535, description="Its port.")
+    starttls: bool = Field(False, description="Use STARTTLS (verified).")
+    credential: str | None = Field(None, description='File with one line "user:password"; a bare name is looked up in $CREDENTIALS_DIRECTORY.', examples=["smtp"])
+    sender: str = Field(pattern=r"^[^@\s]+@[^@\s]+$", description="From.", examples=["relay@hospital.example.org"])
+    recipients: tuple[str, ...] = Field(min_length=1, description="To.", examples=[["imaging@example.org"]])
+    reminder: Duration = Field(86400.0, description="A condition that lasts is told again this often.", examples=["1 d"])
+    destination_down: Duration = Field(3600.0, description="Tell when a destination has failed for this long.", examples=["1 h"])
+    nothing_received: Duration | None = Field(None, description="Tell when nothing was received for this long; absent means never.", examples=["3 d"])
+    held: Duration = Field(86400.0, description="Tell when a session is held for longer than this.", examples=["1 d"])
+
+
+class Config(_Table):
+    """Everything the agent is told."""
+
+    name: Name = Field("relay", description="Name of this box, in receipts and alerts.", examples=["relay-0001"])
+    data: Path = Field(Path("/var/lib/relay-agent"), description="Folder of the ledger, the spool and the landing directory; on one file system.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="What goes to the journal. Patient values never do.")
+    receive: Receive = Field(default_factory=Receive)
+    receiver: tuple[Receiver, ...] = Field(min_length=1)
+    stage: Stage = Field(default_factory=Stage)
+    identify: Identify = Field(default_factory=Identify)
+    route: tuple[Route, ...] = Field(())
+    destination: tuple[Annotated[Destination, BeforeValidator(_kind)], ...] = Field(())
+    purge: Purge = Field(default_factory=Purge)
+    alert: Alert | None = Field(None)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Config:
+        for table, names in (("destination", [d.name for d in self.destination]),
+                             ("route", [r.name for r in self.route]),
+                             ("receiver", [r.name for r in self.receiver])):
+            twice = {name for name in names if names.count(name) > 1}
+            if twice:
+                raise ValueError(f"{table}: {', '.join(sorted(twice))} is there twice; give each its own name")
+        known = {d.name for d in self.destination}
+        for route in self.route:
+            unknown = sorted(set(route.destinations) - known)
+            if unknown:
+                raise ValueError(f"route {route.name}: destinations = {unknown} is not defined; "
+                                 f"add a [[destination]] of that name or use one of {sorted(known)}")
+            strangers = sorted(set(route.receiver) - {r.ae_title for r in self.receiver})
+            if strangers:
+                raise ValueError(f"route {route.name}: receiver = {strangers} is not defined; "
+                                 "add a [[receiver]] of that AE title or correct the name")
+        ports: dict[tuple[str, int], TLS | None] = {}
+        for receiver in self.receiver:
+            where = (receiver.address, receiver.port)
+            if receiver.port and ports.setdefault(where, receiver.tls) != receiver.tls:
+                raise ValueError(f"receiver {receiver.ae_title}: port = {receiver.port} is shared with other tls "
+                                 "settings; use the same or another port")
+        return self
+
+    @property
+    def spool(self) -> Path:
+        """Where received instances live from receive to purge."""
+        return self.data / "spool"
+
+    @property
+    def landing(self) -> Path:
+        """Where people put files; a folder below it named as a receiver stands for that receiver."""
+        return self.data / "landing" / "dicom"
+
+    @property
+    def ledger(self) -> Path:
+        """The SQLite file that holds all state."""
+        return self.data / "ledger.sqlite"
+
+    def destination_named(self, name: str) -> XNAT | DICOMweb | DICOM:
+        """The destination of that name; ``KeyError`` when the configuration no longer has it."""
+        for destination in self.destination:
+            if destination.name == name:
+                return destination
+        raise KeyError(name)
+
+
+def load(path: Path) -> Config:
+    """Read and check the file; ``ConfigError`` names every finding with key, value and remedy."""
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path} is not there. Write one: relay-agent example-config > {path}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path} is not TOML: {error}. Strings need quotes; see relay-agent example-config") from None
+    try:
+        return Config.model_validate(data)
+    except ValidationError as error:
+        raise ConfigError("\n".join(f"{path}: {_finding(item)}" for item in error.errors())) from None
+
+
+def _finding(item: Any) -> str:
+    """One validation error as `key = value: what is wrong. Remedy`."""
+    steps = [step for step in item["loc"] if step not in ("xnat", "dicomweb", "dicom")]
+    key = "".join(f"[{step + 1}]" if isinstance(step, int) else f".{step}" for step in steps).lstrip(".")
+    field = _field(steps)
+    remedy = f" {field.description}" if field is not None and field.description else ""
+    if field is not None and field.examples:
+        remedy += f" Example: {toml(field.examples[0])}"
+    if item["type"] == "missing":
+        return f"{key} is missing.{remedy}"
+    if item["type"] == "extra_forbidden":
+        return f"{key} is not a setting; remove it or correct its name (relay-agent example-config lists all)."
+    what = item["msg"].removeprefix("Value error, ")
+    value = "" if isinstance(item["input"], (dict, BaseModel)) else f" = {toml(item['input'])}"
+    return f"{key}{value}: {what}.{remedy}" if key else f"{what}."
+
+
+def _field(steps: list[str | int]) -> Any:
+    models: list[Any] = [Config]
+    field = None
+    for step in steps:
+        if isinstance(step, int):
+            continue
+        field = next((m.model_fields[step] for m in models if step in m.model_fields), None)
+        models = _models(field.annotation) if field is not None else []
+    return field
+
+
+def _models(annotation: Any) -> list[type[_Table]]:
+    """The table classes inside an annotation such as ``tuple[Receiver, ...]``."""
+    if isinstance(annotation, type) and issubclass(annotation, _Table):
+        return [annotation]
+    found: list[type[_Table]] = []
+    for part in getattr(annotation, "__args__", ()):
+        found += [model for model in _models(part) if model not in found]
+    return found
+
+
+def toml(value: Any) -> str:
+    """A value as TOML writes it."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(toml(part) for part in value) + "]"
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f'"{key}" = {toml(part)}' for key, part in value.items()) + " }"
+    if isinstance(value, (int, float)):
+        return str(value)
+    return '"' + str(value).replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def example() -> str:
+    """A commented configuration with every setting, made from the classes above."""
+    lines = ["# Configuration of the relay agent. Settings behind '#' show the default, or an example where",
+             "# there is none. Check it with: relay-agent check --config FILE", ""]
+    tables = [(name, field) for name, field in Config.model_fields.items() if _models(field.annotation)]
+    lines += _settings(Config, skip={name for name, _ in tables})
+    for name, field in tables:
+        repeated = "tuple" in str(field.annotation)
+        for number, model in enumerate(_models(field.annotation)):
+            optional = number > 0 or name == "alert"
+            lines += _table(name, model, repeated, "# " if optional else "")
+    return "\n".join(lines) + "\n"
+
+
+def _table(name: str, model: type[_Table], repeated: bool, off: str) -> list[str]:
+    doc = " ".join((model.__doc__ or "").split())
+    lines = [f"# {doc}", off + (f"[[{name}]]" if repeated else f"[{name}]")]
+    inner = {key: _models(field.annotation) for key, field in model.model_fields.items()}
+    lines += [off + line if off and line and not line.startswith("#") else line
+              for line in _settings(model, skip={key for key, models in inner.items() if models})]
+    for key, models in inner.items():
+        for part in models:
+            many = "tuple" in str(model.model_fields[key].annotation)
+            lines += _table(f"{name}.{key}", part, many, "# ")
+    return lines
+
+
+def _settings(model: type[_Table], skip: set[str]) -> list[str]:
+    lines: list[str] = []
+    for key, field in model.model_fields.items():
+        if key in skip:
+            continue
+        default = field.get_default(call_default_factory=True)
+        required = field.is_required()
+        shown = field.examples[0] if field.examples and (required or not isinstance(default, bool)) else default
+        if shown is PydanticUndefined:
+            shown = ""
+        lines += [f"# {field.description}", f"{'' if required else '# '}{key} = {toml(shown)}"]
+    return [*lines, ""]
+
+
+def secret(name: str) -> tuple[str, str]:
+    """User and password of a credential file (``user:password`` in its first line).
+
+    A bare name is looked up in ``$CREDENTIALS_DIRECTORY`` (systemd credentials). ``ConfigError`` names the
+    file and the remedy, never what stands in it.
+    """
+    path = Path(name)
+    if not path.is_absolute():
+        folder = os.environ.get("CREDENTIALS_DIRECTORY")
+        if not folder:
+            raise ConfigError(f"credential {name}: give an absolute path, or start under systemd with LoadCredential={name}:…")
+        path = Path(folder) / name
+    try:
+        user, colon, password = path.read_text(encoding="utf-8").partition("\n")[0].strip().partition(":")
+    except OSError as error:
+        raise ConfigError(f"credential {path} cannot be read: {error.strerror}. Create it with mode 0600, owned by the service") from None
+    if not (user and colon and password):
+        raise ConfigError(f"credential {path} must hold one line user:password (or alias:secret)")
+    return user, password
