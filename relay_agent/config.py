@@ -63,6 +63,15 @@ def _caller(text: str) -> str:
     return text
 
 
+def _peer(text: str) -> str:
+    ae_title, _, rest = text.partition("@")
+    host, _, port = rest.rpartition(":")
+    if not (host and port.isdigit() and 0 < int(port) < 65536):
+        raise ValueError('write a peer as "AE@host:port"')
+    _ae_title(ae_title)
+    return text
+
+
 def _tag(text: str) -> str:
     found = re.fullmatch(r"\(?([0-9a-fA-F]{4}),?([0-9a-fA-F]{4})\)?", text)
     if not found:
@@ -81,6 +90,7 @@ def _regex(text: str) -> str:
 Name = Annotated[str, AfterValidator(_name)]
 AETitle = Annotated[str, AfterValidator(_ae_title)]
 Caller = Annotated[str, AfterValidator(_caller)]
+Peer = Annotated[str, AfterValidator(_peer)]
 Tag = Annotated[str, AfterValidator(_tag)]
 Regex = Annotated[str, AfterValidator(_regex)]
 
@@ -106,6 +116,7 @@ class Receiver(_Table):
     allow: tuple[Caller, ...] = Field(description='Who may call: AE titles, networks, or both as "AE@network"; "*" is anybody. Everybody else is rejected at association.', examples=[["MR1@192.0.2.0/24", "CTSCAN", "198.51.100.7"]])
     max_associations: int = Field(100, ge=1, description="More associations than this at a time are rejected as a passing shortage.")
     idle_timeout: Duration = Field(300.0, description="An association on which nothing was heard for this long is aborted.", examples=["5 min"])
+    commitment_to: tuple[Peer, ...] = Field((), description='Callers that expect the storage commitment report over an association of its own, as "AE@host:port". Everybody else gets it on the association that asked.', examples=[["MR1@192.0.2.10:104"]])
     tls: TLS | None = Field(None, description="DICOM TLS; absent means plain DICOM.")
 
     @property

@@ -49,7 +49,8 @@ MIGRATIONS = (
 
     CREATE TABLE association (
         id INTEGER PRIMARY KEY, receiver TEXT NOT NULL, calling_ae TEXT NOT NULL, peer TEXT NOT NULL,
-        opened REAL NOT NULL, closed REAL, ended TEXT, acknowledged INTEGER NOT NULL DEFAULT 0);
+        opened REAL NOT NULL, closed REAL, ended TEXT, acknowledged INTEGER NOT NULL DEFAULT 0,
+        process INTEGER NOT NULL);
     CREATE INDEX association_open ON association(receiver) WHERE closed IS NULL;
 
     CREATE TABLE shipment (
@@ -68,7 +69,9 @@ MIGRATIONS = (
         copies INTEGER NOT NULL DEFAULT 1, shipment INTEGER REFERENCES shipment(id),
         series_uid TEXT, series_number TEXT, instance_number TEXT, modality TEXT, scanner_serial TEXT,
         conflict INTEGER, problem TEXT, purged REAL,
-        UNIQUE (sop_instance, receiver, digest));
+        sent_md5 BLOB, sent_sha256 BLOB, sent_size INTEGER,
+        UNIQUE (digest, receiver));
+    CREATE INDEX instance_sop ON instance(sop_instance);
     CREATE INDEX instance_shipment ON instance(shipment, series_uid);
     CREATE INDEX instance_unstaged ON instance(id) WHERE shipment IS NULL AND problem IS NULL;
     CREATE INDEX instance_problem ON instance(id) WHERE problem IS NOT NULL;
@@ -116,7 +119,7 @@ MIGRATIONS = (
 
     CREATE TABLE commitment (
         id INTEGER PRIMARY KEY, transaction_uid TEXT NOT NULL, receiver TEXT NOT NULL, calling_ae TEXT NOT NULL,
-        peer TEXT NOT NULL, requested REAL NOT NULL, instances TEXT NOT NULL, answered REAL);
+        requested REAL NOT NULL, instances TEXT NOT NULL, answered REAL);
 
     CREATE TABLE alert (
         condition TEXT NOT NULL, subject TEXT NOT NULL, since REAL NOT NULL, told REAL, text TEXT NOT NULL,

@@ -1,0 +1,226 @@
+"""Package: the manifest of a shipment, and its instances as bounded zip streams built while they are sent."""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+import threading
+
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Literal
+
+from isal import isal_zlib
+
+from relay_agent import dicom
+from relay_agent.ledger import Ledger
+
+_BLOCK = 2**20
+_STORE = 0  # zlib's level for deflate blocks that are only stored
+
+
+class Damaged(Exception):
+    """A file in the spool is not what was received; the message names the instance's number in the ledger."""
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One instance of a shipment as it is to be sent; digests are of the whole file."""
+
+    id: int
+    path: Path
+    sop_class: str
+    sop_instance: str
+    series_uid: str
+    series_number: str
+    instance_number: str
+    transfer_syntax: str
+    size: int
+    md5: str
+    sha256: str
+    replaces: bool  # another version of it was sent before
+    content: str = ""  # see content(); empty until it is needed
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What a shipment consists of and where it belongs."""
+
+    shipment: int
+    study_uid: str
+    supplement: int
+    project: str
+    subject: str
+    session: str
+    auto_archive: bool | None
+    items: tuple[Item, ...]
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files."""
+        return sum(item.size for item in self.items)
+
+
+def manifest(ledger: Ledger, spool: Path, shipment: int) -> Manifest:
+    """The manifest; digests of the files are taken once and kept in the ledger.
+
+    Raises :class:`Damaged` when a data set is not the one that was received.
+    """
+    head = ledger.one("SELECT * FROM shipment WHERE id = ?", shipment)
+    if head is None:
+        raise KeyError(shipment)
+    rows = ledger.all("SELECT * FROM instance WHERE shipment = ? AND problem IS NULL ORDER BY series_uid, id", shipment)
+    new = [(*_digests(spool / row["path"], row["id"], row["digest"]), row["id"])
+           for row in rows if row["sent_md5"] is None]
+    if new:
+        with ledger.write() as connection:
+            connection.executemany("UPDATE instance SET sent_md5 = ?, sent_sha256 = ?, sent_size = ? WHERE id = ?", new)
+        return manifest(ledger, spool, shipment)
+    items = tuple(Item(row["id"], spool / row["path"], row["sop_class"], row["sop_instance"], row["series_uid"],
+                       row["series_number"] or "", row["instance_number"] or "", row["transfer_syntax"],
+                       row["sent_size"], row["sent_md5"].hex(), row["sent_sha256"].hex(), row["conflict"] is not None)
+                  for row in rows)
+    archive = None if head["auto_archive"] is None else bool(head["auto_archive"])
+    return Manifest(shipment, head["study_uid"], head["supplement"], head["project"] or "", head["subject"] or "",
+                    head["session"] or "", archive, items)
+
+
+def _digests(path: Path, number: int, received: bytes) -> tuple[bytes, bytes, int]:
+    """MD5 (XNAT's catalogue), SHA-256 and size of the file; proves on the way that the data set is intact."""
+    md5, sha256, data_set = hashlib.md5(usedforsecurity=False), hashlib.sha256(), hashlib.sha256()
+    size, offset = 0, dicom.read_meta(path).offset
+    with path.open("rb", buffering=0) as file:
+        head = file.read(offset)
+        sha256.update(head)
+        md5.update(head)
+        size += len(head)
+        while block := file.read(_BLOCK):
+            md5.update(block)
+            sha256.update(block)
+            data_set.update(block)
+            size += len(block)
+    if data_set.digest() != received:
+        raise Damaged(f"the file of instance {number} is not what was received: the disk is failing. "
+                      "Keep the scanner's copy, replace the disk, send the session again")
+    return md5.digest(), sha256.digest(), size
+
+
+def content(path: Path) -> bytes:
+    """:func:`relay_agent.dicom.content_digest` of a file."""
+    return dicom.content_digest(dicom.dcmread(path, force=True))
+
+
+def parts(items: Iterable[Item], largest: int) -> list[tuple[Item, ...]]:
+    """Items by series, in parts of at most ``largest`` bytes; a single larger item is a part of its own."""
+    out: list[tuple[Item, ...]] = []
+    for _, series in groupby(sorted(items, key=lambda i: (i.series_uid, i.id)), key=lambda i: i.series_uid):
+        part: list[Item] = []
+        size = 0
+        for item in series:
+            if part and size + item.size > largest:
+                out.append(tuple(part))
+                part, size = [], 0
+            part.append(item)
+            size += item.size
+        out.append(tuple(part))
+    return out
+
+
+class Compression:
+    """Chooses per part what is faster over this line: deflate (ISA-L) or stored blocks.
+
+    Deflating pays when the line moves bytes slower than the compressor makes them; both are measured on the parts
+    themselves.
+    """
+
+    def __init__(self, mode: Literal["auto", "deflate", "store"]) -> None:
+        self._mode = mode
+        self._lock = threading.Lock()
+        self._speed = {True: 0.0, False: 0.0}  # bytes of DICOM per second, by whether deflated
+        self._parts = 0
+
+    def deflate(self) -> bool:
+        """Whether the next part is deflated."""
+        if self._mode != "auto":
+            return self._mode == "deflate"
+        with self._lock:
+            self._parts += 1
+            if not self._speed[True]:
+                return True
+            # The other way is tried again now and then: lines change by the hour.
+            if not self._speed[False] or self._parts % 16 == 0:
+                return not max(self._speed, key=lambda way: self._speed[way])
+            return self._speed[True] >= self._speed[False]
+
+    def learn(self, deflated: bool, size: int, seconds: float) -> None:
+        """Tell how long a part took."""
+        with self._lock:
+            if size > 2**20 or not self._speed[deflated]:
+                self._speed[deflated] = size / max(seconds, 1e-6)
+
+
+_ZIP_TIME = 0x21 << 16  # 1 January 1980, as there is no truth to tell
+_LOCAL, _DESCRIPTOR, _CENTRAL, _END = 0x04034B50, 0x08074B50, 0x02014B50, 0x06054B50
+_FLAGS = 0x0808  # sizes follow the data; names are UTF-8
+
+
+class TooLarge(ValueError):
+    """An instance of 4 GiB or more, which a plain zip cannot hold."""
+
+
+def zip_stream(items: Sequence[Item], deflate: bool) -> Iterator[bytes]:
+    """A zip of ``<SOP Instance UID>.dcm`` entries, made while it is read; nothing is written to disk.
+
+    Entries are always of method "deflated" (stored blocks when not ``deflate``): a reader that works on a stream,
+    as XNAT's does, cannot tell where a stored entry with its size behind it ends.
+    """
+    directory = bytearray()
+    position = 0
+    for item in items:
+        if item.size >= 2**32 - 1:
+            raise TooLarge(f"instance {item.id} is larger than 4 GiB and cannot travel in a zip")
+        name = f"{item.sop_instance}.dcm".encode()
+        start = position
+        head = struct.pack("<IHHHIIIIHH", _LOCAL, 20, _FLAGS, 8, _ZIP_TIME, 0, 0, 0, len(name), 0) + name
+        position += len(head)
+        yield head
+        crc = size = packed = 0
+        compressor = (isal_zlib.compressobj(1, isal_zlib.DEFLATED, -15) if deflate
+                      else zlib.compressobj(_STORE, zlib.DEFLATED, -15))
+        with item.path.open("rb", buffering=0) as file:
+            while block := file.read(_BLOCK):
+                crc = isal_zlib.crc32(block, crc)
+                size += len(block)
+                out = compressor.compress(block)
+                if out:
+                    packed += len(out)
+                    yield out
+        out = compressor.flush()
+        packed += len(out)
+        sizes = struct.pack("<III", crc, packed, size)
+        position += packed + 16
+        yield out + struct.pack("<I", _DESCRIPTOR) + sizes
+        directory += struct.pack("<IHHHHI", _CENTRAL, 20, 20, _FLAGS, 8, _ZIP_TIME) + sizes + struct.pack(
+            "<HHHHHII", len(name), 0, 0, 0, 0, 0, start) + name
+    count = len(items)
+    yield bytes(directory) + struct.pack("<IHHHHIIH", _END, 0, 0, min(count, 0xFFFF), min(count, 0xFFFF),
+                                         len(directory), position, 0)
+
+
+def blocks(stream: Iterable[bytes], size: int = _BLOCK) -> Iterator[bytes]:
+    """The same bytes in blocks of about ``size``: few writes keep TLS and the network fast."""
+    gathered: list[bytes] = []
+    length = 0
+    for piece in stream:
+        gathered.append(piece)
+        length += len(piece)
+        if length >= size:
+            yield b"".join(gathered)
+            gathered, length = [], 0
+    if gathered:
+        yield b"".join(gathered)
+
+

@@ -1,0 +1,178 @@
+"""The spool: files of received instances, each at one place from receive to purge.
+
+An instance's file is named by the SHA-256 of its data set, below a folder for its receiver and hour. A file whose
+data set does not hash to its name was cut off by a crash before anybody was told that it is safe.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import secrets
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+PARTIAL = ".partial-"  # a file that is still being written
+# Free space is looked at again after so many bytes of one object.
+_CHECK_EVERY = 64 * 2**20
+
+
+class SpaceShort(OSError):
+    """Free space is below the reserve; the sender is told A700 and keeps its instance."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A durable file: its path below the spool, SHA-256 of the data set, bytes of the file."""
+
+    path: str
+    digest: bytes
+    size: int
+
+
+class Spool:
+    """Writes and finds files below one folder; free space never falls below ``reserve`` bytes by its doing."""
+
+    def __init__(self, folder: Path, reserve: int) -> None:
+        self.folder = folder
+        self.reserve = reserve
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def require_space(self) -> None:
+        """Raise :class:`SpaceShort` when free space is below the reserve."""
+        room = os.statvfs(self.folder)
+        if room.f_bavail * room.f_frsize < self.reserve:
+            raise SpaceShort(errno.ENOSPC, "free space is below the reserve", str(self.folder))
+
+    def begin(self, receiver: str, header: bytes) -> Incoming:
+        """Start a file with its preamble and File Meta; ``OSError`` when there is no room for it."""
+        self.require_space()
+        now = time.gmtime()
+        hour = f"{receiver}/{now.tm_year:04}{now.tm_mon:02}{now.tm_mday:02}/{now.tm_hour:02}"
+        return Incoming(self, hour, header)
+
+    def files(self) -> Iterator[tuple[str, os.DirEntry[str]]]:
+        """Every file, as (path below the spool, entry); partial ones included."""
+        yield from self._walk("")
+
+    def _walk(self, below: str) -> Iterator[tuple[str, os.DirEntry[str]]]:
+        try:
+            with os.scandir(self.folder / below) as entries:
+                listed = sorted(entries, key=lambda entry: entry.name)
+        except FileNotFoundError:  # purge removes folders that became empty
+            return
+        for entry in listed:
+            path = f"{below}/{entry.name}" if below else entry.name
+            if entry.is_dir(follow_symlinks=False):
+                yield from self._walk(path)
+            else:
+                yield path, entry
+
+    def remove(self, paths: Iterable[str]) -> None:
+        """Delete files, and the folders that this leaves empty."""
+        for path in paths:
+            file = self.folder / path
+            file.unlink(missing_ok=True)
+            for folder in (file.parent, file.parent.parent):
+                try:
+                    folder.rmdir()
+                except OSError:  # not empty, or made again this moment
+                    break
+
+
+class Incoming:
+    """One file on its way in. Ends with :meth:`commit` or :meth:`abort`; nothing is left of an aborted one."""
+
+    def __init__(self, spool: Spool, hour: str, header: bytes) -> None:
+        self._spool = spool
+        self._hour = hour
+        self._hash = hashlib.sha256()
+        self._size = len(header)
+        self._checked = 0
+        self._folder = spool.folder / hour
+        self._partial = f"{self._folder}/{PARTIAL}{os.getpid()}-{secrets.token_hex(8)}"
+        self._fd = self._create()
+        self._pending: list[bytes | memoryview] = [header]
+
+    def _create(self) -> int:
+        flags = os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC
+        while True:
+            try:
+                return os.open(self._partial, flags, 0o640)
+            except FileNotFoundError:  # the first of its hour, or purge removed the empty folder
+                _make_folders(self._folder, self._spool.folder)
+
+    def write(self, *fragments: bytes | memoryview) -> None:
+        """Add fragments of the data set; they are in the file (not yet on the disk) when this returns."""
+        self._pending += fragments
+        for fragment in fragments:
+            self._hash.update(fragment)
+            self._size += len(fragment)
+        _write_all(self._fd, self._pending)
+        self._pending = []
+        if self._size - self._checked > _CHECK_EVERY:
+            self._checked = self._size
+            self._spool.require_space()
+
+    def commit(self) -> Stored:
+        """Make the file and its name durable; only then may the sender be answered.
+
+        The name is given before the one fsync, so that the file system's journal writes content and name
+        together; ``link`` and not ``rename``, because a copy that is already there may be somebody's promise.
+        """
+        digest = self._hash.digest()
+        final = f"{self._folder}/{digest.hex()}.dcm"
+        synced, linked = self._fd, False
+        try:
+            _write_all(self._fd, self._pending)
+            try:
+                os.link(self._partial, final)
+                linked = True
+            except FileExistsError:  # sent twice within the hour: the promise is the file that is there
+                synced = os.open(final, os.O_RDONLY | os.O_CLOEXEC)
+            os.unlink(self._partial)
+            os.fsync(synced)
+            _sync_folder(self._folder)
+        except OSError:
+            if linked:
+                Path(final).unlink(missing_ok=True)
+            self.abort()
+            raise
+        finally:
+            if synced != self._fd:
+                os.close(synced)
+        os.close(self._fd)
+        return Stored(f"{self._hour}/{digest.hex()}.dcm", digest, self._size)
+
+    def abort(self) -> None:
+        """Forget the file."""
+        os.close(self._fd)
+        Path(self._partial).unlink(missing_ok=True)
+
+
+def _write_all(fd: int, fragments: list[bytes | memoryview]) -> None:
+    while fragments:
+        written = os.writev(fd, fragments[:512])
+        while fragments and written >= len(fragments[0]):
+            written -= len(fragments.pop(0))
+        if fragments and written:
+            fragments[0] = memoryview(fragments[0])[written:]
+
+
+def _sync_folder(folder: Path) -> None:
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _make_folders(folder: Path, top: Path) -> None:
+    """Make the folder's parents durable too: a file is only as safe as the names on its way."""
+    folder.mkdir(parents=True, exist_ok=True)
+    while folder != top:
+        folder = folder.parent
+        _sync_folder(folder)

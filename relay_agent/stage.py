@@ -1,0 +1,346 @@
+"""Stage: what was received becomes shipments, one imaging session each.
+
+Takes in files from the landing directory, finds files that a crash kept out of the ledger, sorts instances by
+study, and says when a session is complete.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from watchdog.events import FileSystemEvent, FileSystemEventHandler
+from watchdog.observers import Observer
+
+from relay_agent import dicom
+from relay_agent.association import Arrival
+from relay_agent.config import Config
+from relay_agent.dicom import NotDICOM
+from relay_agent.ledger import Ledger, State, move, note
+from relay_agent.spool import PARTIAL, Spool, Stored
+
+log = logging.getLogger(__name__)
+
+_BLOCK = 2**20
+_BATCH = 200
+
+
+def record(connection: sqlite3.Connection, spool: Spool, arrival: Arrival, via: str, problem: str | None = None
+           ) -> list[str]:
+    """Write an arrival into the ledger; the paths that are surplus because the same bytes are already here.
+
+    The surplus is to be deleted after the transaction. A row whose file was lost takes the new file.
+    """
+    stored = arrival.stored
+    row = connection.execute(
+        "INSERT INTO instance (receiver, sop_instance, sop_class, transfer_syntax, digest, size, path, via, calling_ae,"
+        " association, arrived, problem) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) "
+        "ON CONFLICT (digest, receiver) DO UPDATE SET copies = copies + 1 RETURNING id, path, purged",
+        (arrival.receiver, arrival.sop_instance, arrival.sop_class, arrival.transfer_syntax, stored.digest, stored.size,
+         stored.path, via, arrival.calling_ae, arrival.association or None, time.time(), problem)).fetchone()
+    if row["path"] == stored.path:
+        return []
+    if row["purged"] is not None or (spool.folder / row["path"]).exists():
+        return [stored.path]
+    connection.execute("UPDATE instance SET path = ?, size = ? WHERE id = ?", (stored.path, stored.size, row["id"]))
+    return []
+
+
+def reconcile(ledger: Ledger, spool: Spool, config: Config, *, since: float = 0.0, settled: float = 0.0) -> int:
+    """Enter files that the ledger does not know, and remove what a crash cut off; the number entered.
+
+    Looks at files changed after ``since`` (seconds since 1970) and not within the last ``settled`` seconds, whose
+    rows may still be on their way.
+    """
+    entered = 0
+    known: set[str] = set()
+    folder = ""
+    now = time.time()
+    for path, entry in spool.files():
+        if entry.name.startswith(PARTIAL):
+            if not _alive(entry.name):
+                (spool.folder / path).unlink(missing_ok=True)
+            continue
+        if path.rpartition("/")[0] != folder:
+            folder = path.rpartition("/")[0]
+            known = {row[0] for row in ledger.all("SELECT path FROM instance WHERE path > ? AND path < ?",
+                                                  f"{folder}/", f"{folder}0")}
+        if path in known:
+            continue
+        try:
+            status = entry.stat()
+        except FileNotFoundError:
+            continue
+        if status.st_mtime < since or abs(now - status.st_mtime) < settled:
+            continue
+        entered += _enter(ledger, spool, path, status.st_size)
+    if entered:
+        log.warning("%d files were found that a crash had kept out of the ledger", entered)
+    return entered
+
+
+def _alive(partial: str) -> bool:
+    try:
+        os.kill(int(partial.removeprefix(PARTIAL).split("-")[0]), 0)
+    except (ProcessLookupError, ValueError, OverflowError):
+        return False
+    except PermissionError:  # somebody else's process
+        return True
+    return True
+
+
+def _enter(ledger: Ledger, spool: Spool, path: str, size: int) -> bool:
+    file = spool.folder / path
+    receiver, digest = path.split("/")[0], bytes.fromhex(file.stem)
+    problem = None
+    try:
+        meta = dicom.read_meta(file)
+    except NotDICOM as error:
+        meta, problem = dicom.Meta("", "", "", "", 0), str(error)
+    if dicom.data_set_digest(file, meta.offset) != digest:
+        # Cut off before its sync was over, so nobody was told that it is safe.
+        file.unlink(missing_ok=True)
+        with ledger.write() as connection:
+            note(connection, None, f"removed {path}: cut off by a crash, never acknowledged")
+        return False
+    arrival = Arrival(receiver, Stored(path, digest, size), meta.sop_class, meta.sop_instance, meta.transfer_syntax,
+                      meta.calling_ae, 0)
+    with ledger.write() as connection:
+        if connection.execute("SELECT 1 FROM instance WHERE path = ?", (path,)).fetchone():
+            return False  # its row came while we looked
+        surplus = record(connection, spool, arrival, "recovered", problem)
+    spool.remove(surplus)
+    return not surplus
+
+
+def missing_files(ledger: Ledger, spool: Spool) -> list[int]:
+    """Instances whose file should be here and is not; an alarm."""
+    rows = ledger.all("SELECT id, path FROM instance WHERE purged IS NULL")
+    return [row["id"] for row in rows if not (spool.folder / row["path"]).exists()]
+
+
+def take_in(path: Path, receiver: str, spool: Spool, ledger: Ledger, via: str) -> str | None:
+    """Copy a file into the spool and the ledger; why it was quarantined, or None when it was taken.
+
+    Durable when this returns. Raises ``OSError`` when the file cannot be read or there is no room.
+    """
+    problem = None
+    try:
+        meta = dicom.read_meta(path)
+        if meta.sop_class == dicom.DICOMDIR:
+            problem = "a DICOMDIR: the index of a medium, not an instance"
+    except NotDICOM as error:
+        meta, problem = dicom.Meta("", "", "", "", 0), str(error)
+    with path.open("rb") as file:
+        incoming = spool.begin(receiver, file.read(meta.offset))
+        try:
+            while block := file.read(_BLOCK):
+                incoming.write(block)
+        except BaseException:
+            incoming.abort()
+            raise
+        stored = incoming.commit()
+    arrival = Arrival(receiver, stored, meta.sop_class, meta.sop_instance, meta.transfer_syntax, meta.calling_ae, 0)
+    with ledger.write() as connection:
+        surplus = record(connection, spool, arrival, via, problem)
+    spool.remove(surplus)
+    return problem
+
+
+class Landing:
+    """The landing directory: files that people or other programs put there."""
+
+    def __init__(self, config: Config, ledger: Ledger, spool: Spool) -> None:
+        self._config = config
+        self._ledger = ledger
+        self._spool = spool
+        self._seen: dict[Path, tuple[tuple[int, int], float]] = {}
+        self._next_scan = 0.0
+        self.touched = threading.Event()
+        config.landing.mkdir(parents=True, exist_ok=True)
+        for receiver in config.receiver:
+            (config.landing / receiver.name).mkdir(exist_ok=True)
+        self._observer = Observer()
+        self._observer.schedule(_Touch(self.touched), str(config.landing), recursive=True)
+        self._observer.start()
+
+    def close(self) -> None:
+        """Stop watching."""
+        self._observer.stop()
+        self._observer.join(5)
+
+    def scan(self, now: Callable[[], float] = time.monotonic) -> int:
+        """Take in the files that have not changed for the configured time; how many."""
+        if self.touched.is_set() or self._seen:
+            self.touched.clear()
+        elif now() < self._next_scan:
+            return 0
+        self._next_scan = now() + self._config.stage.rescan
+        taken = 0
+        present: dict[Path, tuple[tuple[int, int], float]] = {}
+        for path in self._files():
+            try:
+                status = path.stat()
+            except FileNotFoundError:
+                continue
+            state = (status.st_size, status.st_mtime_ns)
+            seen = self._seen.get(path)
+            if seen is None or seen[0] != state:
+                present[path] = (state, now())
+            elif now() - seen[1] < self._config.stage.landing_stable:
+                present[path] = seen
+            else:
+                taken += self._take(path, state, present)
+        self._seen = present
+        return taken
+
+    def _files(self) -> Iterator[Path]:
+        for folder, _, names in os.walk(self._config.landing):
+            for name in names:
+                path = Path(folder, name)
+                if not path.is_symlink() and path.is_file():
+                    yield path
+
+    def _take(self, path: Path, state: tuple[int, int], present: dict[Path, tuple[tuple[int, int], float]]) -> int:
+        below = path.relative_to(self._config.landing).parts
+        names = {receiver.name for receiver in self._config.receiver}
+        receiver = below[0] if len(below) > 1 and below[0] in names else self._config.receiver[0].name
+        try:
+            problem = take_in(path, receiver, self._spool, self._ledger, "landing")
+            status = path.stat()
+            if (status.st_size, status.st_mtime_ns) != state:  # somebody went on writing: look at it again later
+                present[path] = ((status.st_size, status.st_mtime_ns), time.monotonic())
+                return 0
+            path.unlink()
+        except OSError as error:
+            log.error("a file in the landing directory cannot be taken in: %s", error.strerror)
+            present[path] = (state, time.monotonic())
+            return 0
+        if problem:
+            log.warning("a file from the landing directory was quarantined: %s", problem)
+        self._tidy(path.parent)
+        return 1
+
+    def _tidy(self, folder: Path) -> None:
+        keep = {self._config.landing, *(self._config.landing / r.name for r in self._config.receiver)}
+        while folder not in keep:
+            try:
+                folder.rmdir()
+            except OSError:
+                return
+            folder = folder.parent
+
+
+class _Touch(FileSystemEventHandler):
+    def __init__(self, touched: threading.Event) -> None:
+        self._touched = touched
+
+    def on_any_event(self, event: FileSystemEvent) -> None:
+        if event.event_type not in ("opened", "closed_no_write"):
+            self._touched.set()
+
+
+@dataclass
+class _Watch:
+    """When a gathering shipment was opened and last grew, by the clock that does not jump."""
+
+    opened: float
+    grown: float
+    instances: int = field(default=0)
+
+
+class Stager:
+    """Sorts new instances into shipments and ends the gathering of those that are quiet."""
+
+    def __init__(self, config: Config, ledger: Ledger, spool: Spool) -> None:
+        self._config = config
+        self._ledger = ledger
+        self._spool = spool
+        self._watches: dict[int, _Watch] = {}
+        self._readers = ThreadPoolExecutor(2, thread_name_prefix="header")
+
+    def sort(self) -> int:
+        """Bring new instances into shipments, or into quarantine with a reason; how many were looked at."""
+        rows = self._ledger.all("SELECT id, receiver, sop_instance, path FROM instance WHERE shipment IS NULL AND "
+                                "problem IS NULL ORDER BY id LIMIT ?", _BATCH)
+        headers = list(self._readers.map(self._header, rows))
+        with self._ledger.write() as connection:
+            for row, header in zip(rows, headers, strict=True):
+                if isinstance(header, str):
+                    connection.execute("UPDATE instance SET problem = ? WHERE id = ?", (header, row["id"]))
+                    note(connection, None, f"quarantined instance {row['id']}: {header}")
+                else:
+                    _sort_in(connection, row, header)
+        return len(rows)
+
+    def _header(self, row: sqlite3.Row) -> dict[str, str] | str:
+        try:
+            header = dicom.read_header(self._spool.folder / row["path"])
+        except NotDICOM as error:
+            return str(error)
+        except OSError as error:
+            return f"the file cannot be read ({error.strerror})"
+        if row["sop_instance"] not in ("", header[dicom.SOP]):
+            return "the SOP Instance UID in the data set is not the one it was sent under"
+        return header
+
+    def complete(self, now: float | None = None) -> int:
+        """End the gathering of sessions that are quiet and not carried any more, or too old; how many."""
+        now = time.monotonic() if now is None else now
+        rows = self._ledger.all("SELECT id, instances, opened FROM shipment WHERE state = ?", State.GATHERING)
+        carried = {row[0] for row in self._ledger.all(
+            "SELECT DISTINCT shipment FROM instance WHERE shipment IS NOT NULL AND association IN "
+            "(SELECT id FROM association WHERE closed IS NULL)")} if rows else set()
+        ended = 0
+        watches: dict[int, _Watch] = {}
+        for row in rows:
+            age = min(max(time.time() - row["opened"], 0), self._config.stage.longest)
+            watch = self._watches.get(row["id"]) or _Watch(now - age, now)
+            if watch.instances != row["instances"]:
+                watch.instances, watch.grown = row["instances"], now
+            quiet = now - watch.grown >= self._config.stage.quiet and row["id"] not in carried
+            if quiet or now - watch.opened >= self._config.stage.longest:
+                with self._ledger.write() as connection:
+                    move(connection, row["id"], State.COMPLETE, "quiet" if quiet else "gathered for the longest time")
+                ended += 1
+            else:
+                watches[row["id"]] = watch
+        self._watches = watches
+        return ended
+
+
+def _sort_in(connection: sqlite3.Connection, row: sqlite3.Row, header: dict[str, str]) -> None:
+    study, sop = header[dicom.STUDY], header[dicom.SOP]
+    others = connection.execute(
+        "SELECT id, shipment FROM instance WHERE sop_instance = ? AND receiver = ? AND id <> ? AND problem IS NULL "
+        "AND shipment IS NOT NULL ORDER BY id", (sop, row["receiver"], row["id"])).fetchall()
+    occupied = {other["shipment"] for other in others}
+    shipments = connection.execute("SELECT id, state, supplement FROM shipment WHERE study_uid = ? AND receiver = ? "
+                                   "ORDER BY supplement", (study, row["receiver"])).fetchall()
+    # A supplement never overtakes what it adds to, nor an older version of the same instance.
+    after = max((number for number, s in enumerate(shipments) if s["id"] in occupied), default=-1)
+    shipment = next((s["id"] for s in shipments[after + 1:] if s["state"] == State.GATHERING), None)
+    if shipment is None:
+        now = time.time()
+        shipment = connection.execute(
+            "INSERT INTO shipment (study_uid, receiver, supplement, state, opened, last_arrival, changed) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?)",
+            (study, row["receiver"], len(shipments), State.GATHERING, now, now, now)).lastrowid
+        note(connection, shipment, "opened" if not shipments else f"opened as supplement {len(shipments)}")
+    conflict = others[0]["id"] if others else None
+    if conflict is not None:
+        note(connection, shipment, f"conflict: instance {row['id']} has the SOP Instance UID of instance {conflict} "
+                                   "and other bytes")
+    connection.execute(
+        "UPDATE instance SET shipment = ?, sop_instance = ?, sop_class = ?, series_uid = ?, series_number = ?, "
+        "instance_number = ?, modality = ?, scanner_serial = ?, conflict = ? WHERE id = ?",
+        (shipment, sop, header.get(dicom.SOP_CLASS, ""), header[dicom.SERIES], header.get(dicom.SERIES_NUMBER),
+         header.get(dicom.INSTANCE_NUMBER), header.get(dicom.MODALITY), header.get(dicom.SCANNER_SERIAL), conflict,
+         row["id"]))
