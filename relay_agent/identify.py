@@ -1,11 +1,12 @@
 """Find project, subject, session and auto-archive flag of a study the way the central XNAT would.
 
-Sources: XNAT classes ExtractorFromRuleProvider (rule lines), MatchedPatternExtractor* (matching), ChainExtractor and
-CompositeDicomObjectIdentifier (order), ContainedAssignmentExtractor (comments), Labels.
+Sources: XNAT classes ExtractorFromRuleProvider (rule lines), MatchedPatternExtractor* (matching), ChainExtractor
+and CompositeDicomObjectIdentifier (order), ContainedAssignmentExtractor (comments), Labels.
 
-Site rules are Java regular expressions, rewritten here for `re`. What has no safe equivalent is refused, because a
-wrong guess would send a patient's images to the wrong project. Where XNAT's versions differ, the newer Java counts:
-`\\b` is ASCII (since 19), (?i) reaches \\p{Lower} (since 15). No message holds a DICOM value; nothing is logged.
+Site rules are Java regular expressions, rewritten here for `re`. What has no safe equivalent is refused, because
+a wrong guess would send a patient's images to the wrong project. Where XNAT's versions differ, the newer Java
+counts: `\\b` is ASCII (since 19), (?i) reaches \\p{Lower} (since 15). No error message holds a DICOM value, and
+nothing is logged.
 """
 from __future__ import annotations
 
@@ -37,7 +38,7 @@ _SETS = {"d": r"\d", "w": r"\w", "s": r"\s", "v": r"\x0b\f" + _EOL,
          "Cntrl": r"\x00-\x1f\x7f", "XDigit": "0-9a-fA-F", "Space": r"\s"}
 _HEX = "[0-9A-Fa-f]"  # a character written as two surrogates is left to the last case, which refuses it
 _ESCAPE = (rf"\\(?:x(?P<x>{_HEX}{{2}})|u(?P<u>(?![dD][89a-fA-F]){_HEX}{{4}})"
-           r"|[pP]\{(?P<posix>[A-Za-z]+)\}|(?P<char>.))")
+           r"|[pP]\{(?P<posix>[A-Za-z]{2,})\}|(?P<char>.))")
 _IN_SET = re.compile(rf"(?s){_ESCAPE}|.")
 _TOKEN = re.compile(r"""(?xs)
     (?P<flags>\(\?(?P<on>[is]*)(?:-(?P<off>[is]*))?(?P<end>[:)]))
@@ -65,7 +66,9 @@ def _refuse(what: str) -> NoReturn:
 
 def _unquote(found: re.Match[str]) -> str:
     """Text of \\Q...\\E with its ASCII characters but letters as codes, so that they lose their meaning."""
-    return found[0] if found[1] is None else re.sub(r"[\x00-@\[-`{-\x7f]", lambda c: f"\\x{ord(c[0]):02x}", found[1])
+    if found[1] is None:
+        return found[0]
+    return re.sub(r"[\x00-@\[-`{-\x7f]", lambda char: f"\\x{ord(char[0]):02x}", found[1])
 
 
 def _escape(found: re.Match[str]) -> tuple[str, str]:
@@ -97,7 +100,7 @@ def _set(text: str, start: int) -> tuple[str, int]:
             _refuse(f"has the negated class '{found[0]}' in [...]; list the wanted characters")
         body += re.escape(item) if kind == "char" else item if kind == "set" else item.upper()
         end = found.end()
-        if not low and kind == "char" and re.compile(r"-[^\]\[]", re.S).match(text, end):
+        if not low and kind == "char" and re.compile(r"-[^\]\[]", re.DOTALL).match(text, end):
             body, low, end = body + "-", item, end + 1
         else:
             low = ""
@@ -106,7 +109,7 @@ def _set(text: str, start: int) -> tuple[str, int]:
 
 @dataclass(slots=True)
 class _Group:
-    """A group being read: where it starts in the output, what to restore and what is known of its alternatives."""
+    """A group being read: where it starts in the output, what to restore, what is known of its alternatives."""
 
     start: int = 0
     outer_flags: str = ""
@@ -117,23 +120,23 @@ class _Group:
 
 
 def _translate(java: str) -> tuple[str, int, bool]:
-    """Python expression, number of choices a match has to make, and whether a varying part is itself repeated."""
+    """Python expression, number of choices a match has to make, whether a varying part is itself repeated."""
     text = re.sub(r"(?s)\\Q(.*?)(?:\\E|\Z)|\\.", _unquote, java)
     out: list[str] = []  # the last entry is what a quantifier repeats
     stack = [_Group()]
     closed: set[str] = set()  # groups, by number and name, to which a back-reference may point
     position, groups, power, nested, flags = 0, 0, 0, False, ""
-    repeatable = varies = False  # whether there is a last entry to repeat, and whether it matches in several ways
+    repeatable = varies = False  # whether there is a last entry to repeat; whether it can match in several ways
     empty = True  # whether the last entry can match nothing
     while found := _TOKEN.match(text, position):
         position, kind, piece, group = found.end(), found.lastgroup, found[0], stack[-1]
         if kind == "repeat":
             low = int(found["low"] or piece[0] == "+")
-            high = 1 if piece[0] == "?" else low if found["low"] and not found["more"] else int(found["high"] or 10**9)
+            high = int(found["high"] or 10**9) if found["more"] or piece[0] in "*+" else max(low, piece[0] == "?")
             if not repeatable:
-                _refuse(f"has '{piece}' with nothing before it to repeat; write '\\{piece}' for the character")
+                _refuse(f"has '{piece}' with nothing before it to repeat; write '\\{piece}' for the text")
             if high > 1 and empty:  # Java and Python disagree on the groups, and a count could run for ever
-                _refuse(f"repeats with '{piece}' a part that can match nothing; make that part at least one character")
+                _refuse(f"repeats with '{piece}' a part that can match nothing; let it take a character at least")
             nested |= high > 1 and varies
             power, group.varies, repeatable = power + (low != high), group.varies or low != high, False
             empty |= low == 0
@@ -167,11 +170,11 @@ def _translate(java: str) -> tuple[str, int, bool]:
         elif piece == ".":
             out.append("(?s:.)" if "s" in flags else f"[^{_EOL}]")
         elif piece in ("\\", "(", "{"):
-            _refuse(f"has '{piece}' where Java knows no such thing, or flags other than (?i), (?s); write '\\{piece}'")
+            _refuse(f"has '{piece}' not as Java knows it, or flags other than (?i), (?s); write '\\{piece}'")
         else:
             if kind == "reference":
                 if (found["number"] or found["to"]) not in closed:
-                    _refuse(f"refers with '{piece}' to a group not complete there; refer to groups on its left")
+                    _refuse(f"refers with '{piece}' to a group not complete there; refer to one on its left")
                 piece = f"(?:{piece})" if found["number"] else f"(?P={found['to']})"
             elif piece == "[":
                 piece, position = _set(text, position)
@@ -187,7 +190,8 @@ def _translate(java: str) -> tuple[str, int, bool]:
 def _scan(python: str, text: str, whole: bool) -> list[list[tuple[int, int]]]:
     regex, found, position = re.compile(python, re.ASCII), [], 0
     # not finditer: after an empty match Java moves on by one character, Python tries the same place again
-    while position <= len(text) and (match := regex.fullmatch(text) if whole else regex.search(text, position)):
+    find = regex.fullmatch if whole else regex.search
+    while position <= len(text) and (match := find(text, position)):
         found.append([match.span(number) for number in range(regex.groups + 1)])
         position = len(text) + 1 if whole else match.end() + (match.end() == match.start())
     return found
@@ -211,22 +215,23 @@ class _Regex:
         return cls(*translated, compiled.groups, compiled.groupindex)
 
     def spans(self, text: str, whole: bool) -> list[list[tuple[int, int]]]:
-        """Spans of the groups for the match of the whole text, or for each successive match (Java matches, find).
+        """Spans of the groups for the match of the whole text, or for each successive match (matches, find).
 
-        The 64-character cut bounds the input, not the time: (a+)+b takes 2**63 steps on 64 letters, and `re` can
-        not be interrupted and blocks all threads. What is not provably quick runs in a child with a time limit.
+        The 64-character cut bounds the input, not the time: (a+)+b takes 2**63 steps on 64 letters, and `re`
+        cannot be interrupted and blocks all threads. So what is not provably quick runs in a child process with
+        a time limit. (Java remembers dead ends of some such expressions and may answer where this gives up.)
         """
         if not self.nested and (len(text) + 2) ** (self.power + (not whole)) <= _STEPS:
             return _scan(self.python, text, whole)
         try:
-            child = subprocess.run([sys.executable, "-I", __file__], check=True, capture_output=True, text=True,
-                                   input=json.dumps([self.python, text, whole]), timeout=SECONDS)
+            child = subprocess.run([sys.executable, "-I", __file__], input=json.dumps([self.python, text, whole]),
+                                   check=True, capture_output=True, text=True, timeout=SECONDS)
             return [[(start, end) for start, end in match] for match in json.loads(child.stdout)]
         except (OSError, ValueError, subprocess.SubprocessError):  # these carry the input: hence "from None"
-            raise RuleValueError("The expression ran too long and was stopped; make its repeats clear-cut.") from None
+            raise RuleValueError("The expression ran too long and was stopped; simplify its repeats.") from None
 
     def expand(self, template: str, text: str, spans: list[tuple[int, int]]) -> str:
-        """A Java replacement string (Matcher.appendReplacement): $1, ${name}, backslash before a plain character."""
+        """A Java replacement text (Matcher.appendReplacement): $1, ${name}, backslash before a plain character."""
         def part(token: re.Match[str]) -> str:
             digits, size = token[2] or "", 1
             if not (digits or token[3] or token[4]):
@@ -256,10 +261,11 @@ class Rule:
         """What the rule takes from an attribute's value; None without a match. Raises RuleValueError."""
         text = value or ""
         if self._find is None:
-            text = text.encode("utf-16-le", "surrogatepass")[:2 * RULE_LENGTH].decode("utf-16-le", "surrogatepass")
+            units = text.encode("utf-16-le", "surrogatepass")
+            text = units[:2 * RULE_LENGTH].decode("utf-16-le", "surrogatepass")
         matches = self._match.spans(text, whole=True) if text else []
         if matches and self.group > self._match.groups:
-            raise RuleValueError(f"The rule asks for group {self.group} of an expression with {self._match.groups}.")
+            raise RuleValueError(f"The rule asks for group {self.group}; its expression has {self._match.groups}.")
         if not matches or matches[0][self.group][0] < 0:
             return None
         text = text[slice(*matches[0][self.group])]
@@ -279,17 +285,20 @@ _ASSIGNMENT = {name: _Regex.compile(rf"(?i)(?:\A|.*[\s,;]){name}\s*:\s*([\w-]*)(
 
 
 def parse_rule(line: str) -> Rule:
-    """The rule in a line `(gggg,eeee):regex[:group][ t:find r:replace]`; RuleError if XNAT would refuse it or it cannot
-    be reproduced here. A group that the expression does not have is accepted, as XNAT does, and fails when it matches."""
+    """The rule in a line `(gggg,eeee):regex[:group][ t:find r:replace]` (ExtractorFromRuleProvider).
+
+    RuleError if XNAT would refuse the line or the expression cannot be reproduced here. A group that the expression
+    does not have is accepted, as by XNAT, and raises RuleValueError when the rule matches.
+    """
     line = line.strip("".join(map(chr, range(33))))  # Java String.trim
     match = re.fullmatch(_RULE.python, line, re.ASCII)
     if not match:
-        raise RuleError("The line is not a routing rule; write '(gggg,eeee):expression', then ':group' if needed.")
+        raise RuleError("The line is not a routing rule; write '(gggg,eeee):expression' and, if needed, ':group'.")
     group, element, regex, index, find, replace = match.groups()
     if int(group, 16) >= 0x8000:
         raise RuleError(f"XNAT cannot read tag group {group}; use a tag below (8000,0000).")
     if len((index or "").lstrip("0")) > 10 or int((index or "1")[-10:]) >= 2**31:
-        raise RuleError("The group number after the last ':' is too large; count the brackets of the expression.")
+        raise RuleError("The group number after the last ':' is too large; count the brackets before it.")
     return Rule((group + element).upper(), regex, int((index or "1")[-10:]), find, replace,
                 _Regex.compile(regex), None if find is None else _Regex.compile(find))
 
@@ -306,7 +315,7 @@ class Rules:
     @classmethod
     def parse(cls, project: Iterable[str] = (), subject: Iterable[str] = (), session: Iterable[str] = (),
               auto_archive: Iterable[str] = ()) -> Rules:
-        """Rules from lines; empty ones are left out. RuleError names the list and the line, counted from 1."""
+        """Rules from lines; empty ones are left out. RuleError names the list and the line (from 1)."""
         lists: list[tuple[Rule, ...]] = []
         for name, lines in zip(cls.__slots__, (project, subject, session, auto_archive), strict=True):
             parsed: list[Rule] = []
@@ -331,18 +340,19 @@ class Identity:
 
 
 def extract(identifier: Name, text: str) -> str | None:
-    """The value of `identifier:value` in a comment, perhaps empty; None without one (ContainedAssignmentExtractor)."""
+    """The value of `identifier:value` in a comment, maybe empty; None without (ContainedAssignmentExtractor)."""
     match = re.fullmatch(_ASSIGNMENT[identifier].python, text, re.ASCII)
     return match[1] if match else None
 
 
 def auto_archive(value: str | None) -> bool | None:
     """XNAT's reading of an AA value: t, true, f, false in any case (CompositeDicomObjectIdentifier)."""
-    return {"t": True, "true": True, "f": False, "false": False}.get(value.lower() if value and value.isascii() else "")
+    word = value.lower() if value and value.isascii() else ""
+    return {"t": True, "true": True, "f": False, "false": False}.get(word)
 
 
 def label(text: str) -> str:
-    """The text as an XNAT label: every character other than an ASCII letter, digit, '_' or '-' becomes '_' (Labels)."""
+    """The text as a label: every character other than ASCII letters, digits, '_' and '-' becomes '_' (Labels)."""
     return re.sub(r"[^\w-]", "_", text, flags=re.ASCII)
 
 
@@ -362,9 +372,12 @@ def _vr(tag: str) -> str:
 
 
 def _value(values: Mapping[str, str], tag: str) -> str:
-    """The value as dcm4che2's getString gives it (VR, StringUtils): text (LT, ST, UT) is never split at backslashes
-    and loses only the padding at its end; of anything else the first value counts, trimmed, and person names lose
-    '^' at their end. Tags outside the dictionary, private ones above all, count as short strings."""
+    """The value as dcm4che2's getString gives it (its classes VR, StringUtils).
+
+    Text (LT, ST, UT: the comments) is never split at backslashes and loses only the padding at its end. Of anything
+    else the first value counts, trimmed; person names also lose '^' at their end. Tags outside the dictionary,
+    private ones above all, count as short strings.
+    """
     value, vr = values.get(tag, ""), _vr(tag)
     if vr in ("LT", "ST", "UT"):
         return value.lstrip("\0").rstrip("\0 ")
@@ -394,10 +407,10 @@ def project_candidates(values: Mapping[str, str], rules: Rules) -> list[tuple[st
 
 def identify(values: Mapping[str, str], rules: Rules = Rules(),
              known_project: Callable[[str], str | None] | None = None) -> Identity:
-    """Identity of a study from decoded values by tag ('GGGGEEEE', upper case); the first hit of each field wins.
+    """Identity of a study from decoded values by tag ('GGGGEEEE', upper case); each field's first hit wins.
 
-    `known_project` turns a project id or alias into the id, None if unknown or not permitted. RuleValueError, where
-    XNAT's receiver would fail too: the caller holds the study rather than guess another project for it.
+    `known_project` turns a project id or alias into the id, None if unknown or not permitted. Raises RuleValueError
+    where XNAT's receiver fails too: the caller holds the study rather than let a later step guess for it.
     """
     sources: dict[str, str] = {}
     project = None

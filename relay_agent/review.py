@@ -1,0 +1,102 @@
+"""Review: what a person decides about a shipment. Everything here is written into the audit trail with a name."""
+
+from __future__ import annotations
+
+import json
+import re
+import sqlite3
+
+from relay_agent.config import Config
+from relay_agent.ledger import Ledger, State, Stop, move, note
+
+
+class Refused(Exception):
+    """The shipment is not in a state for this; the message says what would be."""
+
+
+_OPEN = (State.GATHERING, State.COMPLETE, State.HELD, State.REVIEW)
+
+
+def _shipment(connection: sqlite3.Connection, shipment: int, *states: State) -> sqlite3.Row:
+    row: sqlite3.Row | None = connection.execute("SELECT * FROM shipment WHERE id = ?", (shipment,)).fetchone()
+    if row is None:
+        raise Refused(f"there is no shipment {shipment}; see relay-agent list")
+    if row["state"] not in states:
+        raise Refused(f"shipment {shipment} is {row['state']}; this is for shipments that are {', '.join(states)}")
+    return row
+
+
+def assign(config: Config, ledger: Ledger, shipment: int, actor: str, *, project: str | None = None,
+           subject: str | None = None, session: str | None = None, route: str | None = None) -> None:
+    """Give a shipment labels or a route by hand; it is then routed again. Held supplements follow."""
+    labels = {"project": project, "subject": subject, "session": session}
+    labels = {name: value for name, value in labels.items() if value is not None}
+    for name, value in labels.items():
+        if not re.fullmatch(r"[A-Za-z0-9_-]+", value or ""):
+            raise Refused(f"the {name} {value!r} has characters that XNAT does not take; use letters, digits, _ and -")
+    if route is not None and route not in {r.name for r in config.route}:
+        raise Refused(f"there is no route {route}; the configuration has {', '.join(r.name for r in config.route)}")
+    with ledger.write() as connection:
+        row = _shipment(connection, shipment, State.HELD, State.REVIEW, State.COMPLETE)
+        _put(connection, row, labels, route)
+        move(connection, shipment, State.COMPLETE, "assigned " + ", ".join([*labels, *(["route"] if route else [])]),
+             actor=actor)
+        _wake_supplements(connection, row, actor)
+
+
+def _put(connection: sqlite3.Connection, row: sqlite3.Row, labels: dict[str, str | None], route: str | None) -> None:
+    sources = {**json.loads(row["sources"] or "{}"), **dict.fromkeys(labels, "a person")}
+    for name in labels:
+        connection.execute(f"UPDATE shipment SET {name} = ? WHERE id = ?", (labels[name], row["id"]))
+    connection.execute("UPDATE shipment SET sources = ?, route = coalesce(?, route) WHERE id = ?",
+                       (json.dumps(sources), route, row["id"]))
+
+
+def _wake_supplements(connection: sqlite3.Connection, row: sqlite3.Row, actor: str) -> None:
+    for other in connection.execute("SELECT id FROM shipment WHERE study_uid = ? AND receiver = ? AND supplement > ? "
+                                    "AND state = ?", (row["study_uid"], row["receiver"], row["supplement"], State.HELD)):
+        move(connection, other["id"], State.COMPLETE, f"follows shipment {row['id']}", actor=actor)
+
+
+def release(ledger: Ledger, shipment: int, actor: str) -> None:
+    """Let a shipment go that waits for review."""
+    with ledger.write() as connection:
+        _shipment(connection, shipment, State.REVIEW)
+        connection.execute("UPDATE shipment SET released = 1 WHERE id = ?", (shipment,))
+        move(connection, shipment, State.COMPLETE, "released", actor=actor)
+
+
+def reject(ledger: Ledger, shipment: int, actor: str, reason: str) -> None:
+    """Decide that a shipment does not go. Its files are kept; ``retry`` takes the decision back."""
+    with ledger.write() as connection:
+        row = _shipment(connection, shipment, *_OPEN, State.READY)
+        if connection.execute("SELECT 1 FROM delivery WHERE shipment = ? AND state = ?",
+                              (shipment, Stop.VERIFIED)).fetchone():
+            raise Refused(f"shipment {shipment} was delivered to a destination already; reject cannot take that back")
+        connection.execute("DELETE FROM delivery WHERE shipment = ?", (row["id"],))
+        move(connection, shipment, State.REJECTED, "rejected", reason=reason, actor=actor)
+
+
+def retry(ledger: Ledger, shipment: int, actor: str) -> None:
+    """Try again now: a held or rejected shipment is routed again, stopped and waiting deliveries are due."""
+    with ledger.write() as connection:
+        row = _shipment(connection, shipment, State.HELD, State.REJECTED, State.READY)
+        if row["state"] == State.READY:
+            connection.execute(
+                "UPDATE delivery SET due = 0, error = NULL, state = ?, location = iif(state = ?, NULL, location) "
+                "WHERE shipment = ? AND state IN (?, ?, ?)",
+                (Stop.WAITING, Stop.STOPPED, shipment, Stop.WAITING, Stop.STOPPED, Stop.ARRIVED))
+            note(connection, shipment, "to be tried again now", actor)
+        else:
+            move(connection, shipment, State.COMPLETE, "to be routed again", actor=actor)
+            _wake_supplements(connection, row, actor)
+
+
+def retry_quarantined(ledger: Ledger, instance: int, actor: str) -> None:
+    """Look at a quarantined instance again, for example after an update."""
+    with ledger.write() as connection:
+        changed = connection.execute("UPDATE instance SET problem = NULL WHERE id = ? AND problem IS NOT NULL "
+                                     "AND shipment IS NULL", (instance,)).rowcount
+        if not changed:
+            raise Refused(f"instance {instance} is not in quarantine; see relay-agent list --quarantined")
+        note(connection, None, f"instance {instance} is looked at again", actor)

@@ -1,0 +1,139 @@
+"""Identify and route: whose a complete session is, where it goes, and what has to happen before."""
+
+from __future__ import annotations
+
+import json
+import re
+import sqlite3
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from relay_agent import deidentify, dicom
+from relay_agent.config import XNAT, Config, Route
+from relay_agent.dicom import NotDICOM
+from relay_agent.identify import Identity, RuleValueError, identify, needed_tags
+from relay_agent.ledger import Ledger, State, Stop, move
+from relay_agent.spool import Spool
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What is to become of a complete session."""
+
+    state: State  # READY, REVIEW or HELD
+    what: str
+    identity: Identity
+    route: Route | None = None
+
+
+def decide(config: Config, ledger: Ledger, spool: Spool, shipment: int) -> Decision:
+    """Identify and route one shipment by its first instance (as XNAT does) and its series; changes nothing.
+
+    What a person assigned stands. A supplement goes where the session went that it belongs to.
+    """
+    row = ledger.one("SELECT * FROM shipment WHERE id = ?", shipment)
+    if row is None:
+        raise KeyError(shipment)
+    try:
+        found = _identity(config, ledger, spool, row)
+    except RuleValueError as error:
+        return Decision(State.HELD, f"a routing rule cannot be used on this session: {error}", Identity(None, None, None, None, {}))
+    base = ledger.one("SELECT * FROM shipment WHERE study_uid = ? AND receiver = ? AND supplement = 0",
+                      row["study_uid"], row["receiver"])
+    if row["supplement"] and base is not None and not row["project"]:
+        if base["state"] in (State.HELD, State.REJECTED, State.GATHERING, State.COMPLETE):
+            return Decision(State.HELD, f"belongs to shipment {base['id']}, which is {base['state']}", found)
+        found = Identity(base["project"], base["subject"], base["session"],
+                         None if base["auto_archive"] is None else bool(base["auto_archive"]),
+                         {"project": f"shipment {base['id']}"})
+        row_route = base["route"]
+    else:
+        row_route = row["route"]
+    route = _route(config, ledger, spool, row, found, row_route)
+    if route is None:
+        return Decision(State.HELD, "no route takes it; assign it by hand or add a route", found)
+    if route.assign_project and not row["project"]:
+        found = Identity(route.assign_project, found.subject, found.session, found.auto_archive,
+                         {**found.sources, "project": f"route {route.name}"})
+    if found.auto_archive is None and route.auto_archive is not None:
+        found = Identity(found.project, found.subject, found.session, route.auto_archive,
+                         {**found.sources, "auto_archive": f"route {route.name}"})
+    lacking = [name for name in ("project", "subject", "session") if not getattr(found, name)]
+    if lacking and any(isinstance(config.destination_named(name), XNAT) for name in route.destinations):
+        return Decision(State.HELD, f"no {' and no '.join(lacking)} was found; assign it by hand", found, route)
+    obstacle = deidentify.why_not(route.scripts)
+    if obstacle:
+        return Decision(State.HELD, obstacle, found, route)
+    if route.review and not row["released"]:
+        return Decision(State.REVIEW, f"route {route.name} asks for review", found, route)
+    return Decision(State.READY, f"route {route.name} to {', '.join(route.destinations)}", found, route)
+
+
+def apply(ledger: Ledger, shipment: int, decision: Decision) -> None:
+    """Write a decision into the ledger; a ready shipment gets its deliveries."""
+    identity = decision.identity
+    with ledger.write() as connection:
+        connection.execute(
+            "UPDATE shipment SET project = ?, subject = ?, session = ?, auto_archive = ?, sources = ?, "
+            "route = coalesce(?, route) WHERE id = ?",
+            (identity.project, identity.subject, identity.session, identity.auto_archive, json.dumps(identity.sources),
+             decision.route.name if decision.route else None, shipment))
+        move(connection, shipment, decision.state, decision.what,
+             reason=decision.what if decision.state in (State.HELD, State.REVIEW) else None)
+        if decision.state is State.READY and decision.route is not None:
+            connection.executemany(
+                "INSERT OR IGNORE INTO delivery (shipment, destination, state, changed) VALUES (?, ?, ?, ?)",
+                [(shipment, name, Stop.WAITING, time.time()) for name in decision.route.destinations])
+
+
+def _identity(config: Config, ledger: Ledger, spool: Spool, row: sqlite3.Row) -> Identity:
+    """What XNAT would make of the session's first instance, overruled by what a person assigned."""
+    rules = config.identify.rules()
+    first = ledger.value("SELECT path FROM instance WHERE shipment = ? ORDER BY id LIMIT 1", row["id"])
+    found = identify(_values(spool, first, needed_tags(rules)), rules, known_project(config))
+    assigned = {name: row[name] for name in ("project", "subject", "session") if row[name]}
+    sources = json.loads(row["sources"] or "{}")
+    assigned = {name: value for name, value in assigned.items() if sources.get(name) == "a person"}
+    if not assigned:
+        return found
+    return Identity(assigned.get("project", found.project), assigned.get("subject", found.subject),
+                    assigned.get("session", found.session), found.auto_archive,
+                    {**found.sources, **dict.fromkeys(assigned, "a person")})
+
+
+def known_project(config: Config):  # type: ignore[no-untyped-def]
+    """The look-up that identification asks, or None when the configuration lists no projects."""
+    projects = set(config.identify.projects)
+    return (lambda candidate: candidate if candidate in projects else None) if projects else None
+
+
+def _values(spool: Spool, path: str, tags: frozenset[str]) -> dict[str, str]:
+    try:
+        return dicom.read_header(spool.folder / path, tags)
+    except (NotDICOM, OSError):  # it was read before; what cannot be read now identifies nothing
+        return {}
+
+
+def _route(config: Config, ledger: Ledger, spool: Spool, row: sqlite3.Row, found: Identity, chosen: str | None
+           ) -> Route | None:
+    if chosen:
+        return next((route for route in config.route if route.name == chosen), None)
+    series = ledger.all("SELECT path, calling_ae, modality, scanner_serial, min(id) FROM instance WHERE shipment = ? "
+                        "GROUP BY series_uid", row["id"])
+    tags = frozenset(tag for route in config.route for tag in route.tags)
+    values = [_values(spool, part["path"], tags) if tags else {} for part in series]
+    receiver = next((r.ae_title for r in config.receiver if r.name == row["receiver"]), row["receiver"])
+    for route in config.route:
+        if any(_takes(route, receiver, part, value, found) for part, value in zip(series, values, strict=True)):
+            return route
+    return None
+
+
+def _takes(route: Route, receiver: str, series: sqlite3.Row, values: Mapping[str, str], found: Identity) -> bool:
+    conditions = ((route.receiver, receiver), (route.calling_ae, series["calling_ae"]),
+                  (route.modality, series["modality"]), (route.scanner_serial, series["scanner_serial"]),
+                  (route.project, found.project))
+    if any(allowed and value not in allowed for allowed, value in conditions):
+        return False
+    return all(re.fullmatch(pattern, values.get(tag, "")) for tag, pattern in route.tags.items())
