@@ -1,12 +1,12 @@
 """Find project, subject, session and auto-archive flag of a study the way the central XNAT would.
 
-Sources: XNAT classes ExtractorFromRuleProvider (rule lines), MatchedPatternExtractor* (matching), ChainExtractor
-and CompositeDicomObjectIdentifier (order), ContainedAssignmentExtractor (comments), Labels.
+Sources: XNAT classes ExtractorFromRuleProvider (rule lines), MatchedPatternExtractor* (matching),
+ChainExtractor and CompositeDicomObjectIdentifier (order), ContainedAssignmentExtractor (comments), Labels.
 
-Site rules are Java regular expressions, rewritten here for `re`. What has no safe equivalent is refused, because
-a wrong guess would send a patient's images to the wrong project. Where XNAT's versions differ, the newer Java
-counts: `\\b` is ASCII (since 19), (?i) reaches \\p{Lower} (since 15). No error message holds a DICOM value, and
-nothing is logged.
+Site rules are Java regular expressions, rewritten here for `re`. What has no safe equivalent is refused,
+because a wrong guess would send a patient's images to the wrong project. Where XNAT's versions differ, the
+newer Java counts: `\\b` is ASCII (since 19), (?i) reaches \\p{Lower} (since 15). No error message holds a DICOM
+value, and nothing is logged.
 """
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def _set(text: str, start: int) -> tuple[str, int]:
 
 @dataclass(slots=True)
 class _Group:
-    """A group being read: where it starts in the output, what to restore, what is known of its alternatives."""
+    """A group being read: its start in the output, what to restore, what is known of its alternatives."""
 
     start: int = 0
     outer_flags: str = ""
@@ -117,6 +117,7 @@ class _Group:
     varies: bool = False  # can match in several ways
     empty: bool = True  # the current alternative, without its last entry, can match nothing
     some_empty: bool = False  # an earlier alternative can
+    captures: int = 0  # 1: has capturing groups inside, 2: has repeated ones inside
 
 
 def _translate(java: str) -> tuple[str, int, bool]:
@@ -126,24 +127,29 @@ def _translate(java: str) -> tuple[str, int, bool]:
     stack = [_Group()]
     closed: set[str] = set()  # groups, by number and name, to which a back-reference may point
     position, groups, power, nested, flags = 0, 0, 0, False, ""
-    repeatable = varies = False  # whether there is a last entry to repeat; whether it can match in several ways
-    empty = True  # whether the last entry can match nothing
+    repeatable = varies = False  # whether there is a last entry to repeat; whether it matches in several ways
+    empty, captures = True, 0  # whether the last entry can match nothing; as in _Group
     while found := _TOKEN.match(text, position):
         position, kind, piece, group = found.end(), found.lastgroup, found[0], stack[-1]
         if kind == "repeat":
             low = int(found["low"] or piece[0] == "+")
-            high = int(found["high"] or 10**9) if found["more"] or piece[0] in "*+" else max(low, piece[0] == "?")
+            open_end = found["more"] or piece[0] in "*+"
+            high = int(found["high"] or 10**9) if open_end else max(low, piece[0] == "?")
             if not repeatable:
                 _refuse(f"has '{piece}' with nothing before it to repeat; write '\\{piece}' for the text")
-            if high > 1 and empty:  # Java and Python disagree on the groups, and a count could run for ever
-                _refuse(f"repeats with '{piece}' a part that can match nothing; let it take a character at least")
+            if high > 1 and empty:  # a count of it could run for ever
+                _refuse(f"repeats with '{piece}' a part that can match nothing; let it take a character")
+            if captures and piece[1:].endswith("+") or captures == 2 and high > 1:
+                # Java and Python keep different texts for such groups, and Python 3.11 may even fail
+                _refuse(f"repeats with '{piece}' a part with (repeated) capturing groups; write '(?:' there")
+            group.captures = 2 if captures else group.captures
             nested |= high > 1 and varies
             power, group.varies, repeatable = power + (low != high), group.varies or low != high, False
             empty |= low == 0
             out[-1] += piece
             continue
         group.empty &= empty
-        repeatable, varies, empty = True, False, kind == "anchor" or kind == "reference"
+        repeatable, varies, empty, captures = True, False, kind == "anchor" or kind == "reference", 0
         if kind in ("open", "flags"):
             new = "".join(set(flags + found["on"]) - set(found["off"] or "")) if kind == "flags" else flags
             if found["end"] != ")":
@@ -158,9 +164,13 @@ def _translate(java: str) -> tuple[str, int, bool]:
                 _refuse("closes a bracket that was not opened; write '\\)' for the character itself")
             opening, flags = out[group.start], group.outer_flags
             out[group.start:] = ["".join(out[group.start:]) + ")"]
+            if group.captures and opening[1:3] in ("?=", "?!", "?>", "?<"):  # kept by Java even where they failed
+                _refuse(f"has a capturing group inside '{opening}'; write '(?:', or put the group around it")
             closed.update(group.names)
             empty, varies = group.empty or group.some_empty or opening[-1] in "=!", group.varies
+            captures = max(group.captures, len(group.names) > 0)
             stack[-1].varies |= varies
+            stack[-1].captures = max(stack[-1].captures, captures)
         elif kind == "anchor":
             out.append(_ANCHORS[piece])
         elif piece == "|":
@@ -218,20 +228,23 @@ class _Regex:
         """Spans of the groups for the match of the whole text, or for each successive match (matches, find).
 
         The 64-character cut bounds the input, not the time: (a+)+b takes 2**63 steps on 64 letters, and `re`
-        cannot be interrupted and blocks all threads. So what is not provably quick runs in a child process with
-        a time limit. (Java remembers dead ends of some such expressions and may answer where this gives up.)
+        cannot be interrupted and blocks all threads. So what is not provably quick runs in a child process
+        with a time limit. (Java remembers some dead ends and may answer where this gives up.)
         """
-        if not self.nested and (len(text) + 2) ** (self.power + (not whole)) <= _STEPS:
-            return _scan(self.python, text, whole)
+        quick = not self.nested and (len(text) + 2) ** (self.power + (not whole)) <= _STEPS
         try:
-            child = subprocess.run([sys.executable, "-I", __file__], input=json.dumps([self.python, text, whole]),
-                                   check=True, capture_output=True, text=True, timeout=SECONDS)
+            if quick:
+                return _scan(self.python, text, whole)
+            job = json.dumps([self.python, text, whole])
+            child = subprocess.run([sys.executable, "-I", __file__], input=job, timeout=SECONDS, check=True,
+                                   capture_output=True, text=True)
             return [[(start, end) for start, end in match] for match in json.loads(child.stdout)]
-        except (OSError, ValueError, subprocess.SubprocessError):  # these carry the input: hence "from None"
-            raise RuleValueError("The expression ran too long and was stopped; simplify its repeats.") from None
+        except (OSError, ValueError, SystemError, subprocess.SubprocessError):
+            # "from None", as the original error carries the input; SystemError: defects of `re` in 3.11
+            raise RuleValueError("The expression was stopped or failed; simplify its repeats.") from None
 
     def expand(self, template: str, text: str, spans: list[tuple[int, int]]) -> str:
-        """A Java replacement text (Matcher.appendReplacement): $1, ${name}, backslash before a plain character."""
+        """A Java replacement text (Matcher.appendReplacement): $1, ${name}, backslash as escape."""
         def part(token: re.Match[str]) -> str:
             digits, size = token[2] or "", 1
             if not (digits or token[3] or token[4]):
@@ -265,7 +278,7 @@ class Rule:
             text = units[:2 * RULE_LENGTH].decode("utf-16-le", "surrogatepass")
         matches = self._match.spans(text, whole=True) if text else []
         if matches and self.group > self._match.groups:
-            raise RuleValueError(f"The rule asks for group {self.group}; its expression has {self._match.groups}.")
+            raise RuleValueError(f"The rule wants group {self.group}, its expression has {self._match.groups}.")
         if not matches or matches[0][self.group][0] < 0:
             return None
         text = text[slice(*matches[0][self.group])]
@@ -287,13 +300,13 @@ _ASSIGNMENT = {name: _Regex.compile(rf"(?i)(?:\A|.*[\s,;]){name}\s*:\s*([\w-]*)(
 def parse_rule(line: str) -> Rule:
     """The rule in a line `(gggg,eeee):regex[:group][ t:find r:replace]` (ExtractorFromRuleProvider).
 
-    RuleError if XNAT would refuse the line or the expression cannot be reproduced here. A group that the expression
-    does not have is accepted, as by XNAT, and raises RuleValueError when the rule matches.
+    RuleError if XNAT would refuse the line or the expression cannot be reproduced here. A group that the
+    expression does not have is accepted, as by XNAT, and raises RuleValueError when the rule matches.
     """
     line = line.strip("".join(map(chr, range(33))))  # Java String.trim
     match = re.fullmatch(_RULE.python, line, re.ASCII)
     if not match:
-        raise RuleError("The line is not a routing rule; write '(gggg,eeee):expression' and, if needed, ':group'.")
+        raise RuleError("The line is not a routing rule; write '(gggg,eeee):expression:group'.")
     group, element, regex, index, find, replace = match.groups()
     if int(group, 16) >= 0x8000:
         raise RuleError(f"XNAT cannot read tag group {group}; use a tag below (8000,0000).")
@@ -340,7 +353,7 @@ class Identity:
 
 
 def extract(identifier: Name, text: str) -> str | None:
-    """The value of `identifier:value` in a comment, maybe empty; None without (ContainedAssignmentExtractor)."""
+    """Value of `identifier:value` in a comment, maybe empty; None without (ContainedAssignmentExtractor)."""
     match = re.fullmatch(_ASSIGNMENT[identifier].python, text, re.ASCII)
     return match[1] if match else None
 
@@ -352,7 +365,7 @@ def auto_archive(value: str | None) -> bool | None:
 
 
 def label(text: str) -> str:
-    """The text as a label: every character other than ASCII letters, digits, '_' and '-' becomes '_' (Labels)."""
+    """The text as a label: all characters but ASCII letters, digits, '_' and '-' become '_' (Labels)."""
     return re.sub(r"[^\w-]", "_", text, flags=re.ASCII)
 
 
@@ -374,9 +387,9 @@ def _vr(tag: str) -> str:
 def _value(values: Mapping[str, str], tag: str) -> str:
     """The value as dcm4che2's getString gives it (its classes VR, StringUtils).
 
-    Text (LT, ST, UT: the comments) is never split at backslashes and loses only the padding at its end. Of anything
-    else the first value counts, trimmed; person names also lose '^' at their end. Tags outside the dictionary,
-    private ones above all, count as short strings.
+    Text (LT, ST, UT: the comments) is never split at backslashes and loses only the padding at its end. Of
+    anything else the first value counts, trimmed; person names also lose '^' at their end (dcm4che3, in later
+    XNATs, may keep it). Tags outside the dictionary, private ones above all, count as short strings.
     """
     value, vr = values.get(tag, ""), _vr(tag)
     if vr in ("LT", "ST", "UT"):
@@ -409,8 +422,8 @@ def identify(values: Mapping[str, str], rules: Rules = Rules(),
              known_project: Callable[[str], str | None] | None = None) -> Identity:
     """Identity of a study from decoded values by tag ('GGGGEEEE', upper case); each field's first hit wins.
 
-    `known_project` turns a project id or alias into the id, None if unknown or not permitted. Raises RuleValueError
-    where XNAT's receiver fails too: the caller holds the study rather than let a later step guess for it.
+    `known_project` turns a project id or alias into the id, None if unknown or not permitted. Raises
+    RuleValueError where XNAT's receiver fails too: the caller holds the study; no later step may guess.
     """
     sources: dict[str, str] = {}
     project = None

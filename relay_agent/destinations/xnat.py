@@ -55,6 +55,11 @@ class XNATDestination:
         self._web = Web(config, None)
         self._compression = Compression(config.compression)
 
+    @property
+    def trouble(self) -> str:
+        """What operators should know early about the credential; empty when all is well."""
+        return self._tokens.trouble
+
     # The verbs
 
     def missing(self, manifest: Manifest, location: str | None) -> Sequence[Item]:

@@ -1,0 +1,166 @@
+"""Ship: brings shipments to one destination, for ever, each on its own."""
+
+from __future__ import annotations
+
+import logging
+import random
+import sqlite3
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+
+from relay_agent import package
+from relay_agent.config import Config, ConfigError
+from relay_agent.destinations import Destination, Retry, Stopped, Waiting
+from relay_agent.destinations.factory import open_destination
+from relay_agent.ledger import Ledger, State, Stop, move, note
+from relay_agent.package import Damaged, Item, Manifest, TooLarge, parts
+from relay_agent.throttle import Closed
+from relay_agent.verify import verify
+
+log = logging.getLogger(__name__)
+
+_PART = 256 * 2**20
+_LOOK_AGAIN = 900.0  # seconds between looks at a session that waits in the prearchive
+_ROUNDS = 2  # sending again what a destination took and does not hold, before the back-off
+
+
+class Shipper:
+    """Delivers to one destination, one shipment at a time over several streams; run() in a thread of its own."""
+
+    def __init__(self, config: Config, ledger: Ledger, name: str, stop: threading.Event) -> None:
+        self._config = config
+        self._settings = config.destination_named(name)
+        self._ledger = ledger
+        self._name = name
+        self._stop = stop
+        self._failures = 0
+        self._streams = ThreadPoolExecutor(self._settings.streams, thread_name_prefix=f"ship-{name}")
+        self.there: Destination = open_destination(config, name)
+
+    def run(self, work: threading.Event) -> None:
+        """Deliver what is due until told to stop; ``work`` wakes it early."""
+        while not self._stop.is_set():
+            try:
+                pause = self.step()
+            except Exception:  # the ledger is full or locked: nothing is lost, it is tried again
+                log.exception("delivering failed", extra={"destination": self._name})
+                pause = 10.0
+            if pause:
+                work.wait(pause)
+                work.clear()
+        self._streams.shutdown(cancel_futures=True)
+
+    def step(self) -> float:
+        """Work on the most urgent delivery; seconds until the next look (0: at once)."""
+        row = self._next()
+        if row is None:
+            return 1.0
+        shipment = row["shipment"]
+        try:
+            self._deliver(row)
+        except Closed as closed:
+            self._put_off(row, f"waits for its time window, in {closed.seconds / 60:.0f} min", closed.seconds, 0)
+        except Waiting as waiting:
+            self._failures = 0
+            self._update(row, state=Stop.ARRIVED, due=time.time() + _LOOK_AGAIN, error=str(waiting),
+                         location=waiting.location, failing_since=None)
+        except Stopped as stopped:
+            log.error("delivery stopped: %s", stopped, extra={"shipment": shipment, "destination": self._name})
+            self._update(row, state=Stop.STOPPED, error=str(stopped), attempts=row["attempts"] + 1)
+            with self._ledger.write() as connection:
+                note(connection, shipment, f"stopped at {self._name}: {stopped}")
+        except (Damaged, TooLarge, FileNotFoundError) as error:
+            words = "a file is missing from the spool" if isinstance(error, FileNotFoundError) else str(error)
+            log.error("shipment held: %s", words, extra={"shipment": shipment})
+            with self._ledger.write() as connection:
+                move(connection, shipment, State.HELD, words, reason=words)
+        except (Retry, ConfigError) as error:
+            return self._fail(row, error)
+        else:
+            self._failures = 0
+            log.info("verified", extra={"shipment": shipment, "destination": self._name})
+        return 0.0
+
+    def _next(self) -> sqlite3.Row | None:
+        now = time.time()
+        # A due time beyond the longest pause comes from a clock that was wrong.
+        absurd = now + 86400 + self._settings.retry_longest
+        return self._ledger.one(
+            "SELECT d.*, s.study_uid, s.receiver, s.supplement FROM delivery d JOIN shipment s ON s.id = d.shipment "
+            "WHERE d.destination = ? AND d.state IN ('waiting', 'arrived') AND (d.due <= ? OR d.due > ?) "
+            "AND s.state = ? AND NOT EXISTS (SELECT 1 FROM shipment e LEFT JOIN delivery f ON f.shipment = e.id AND "
+            "f.destination = d.destination WHERE e.study_uid = s.study_uid AND e.receiver = s.receiver AND "
+            "e.supplement < s.supplement AND e.state NOT IN (?, ?, ?) AND (f.state IS NULL OR f.state <> 'verified')) "
+            "ORDER BY d.due, d.shipment LIMIT 1", self._name, now, absurd, State.READY, State.DELIVERED, State.PURGED,
+            State.REJECTED)
+
+    def _deliver(self, row: sqlite3.Row) -> None:
+        manifest = package.manifest(self._ledger, self._config.spool, row["shipment"])
+        if not manifest.items:
+            raise Stopped("nothing is left in this shipment")
+        answers: list[str] = []
+        lacking = self.there.missing(manifest, row["location"])
+        for _ in range(_ROUNDS):
+            if not lacking:
+                break
+            answers += self._send(row, manifest, lacking)
+            lacking = self.there.missing(manifest, None)
+        if lacking:
+            raise Retry(f"{len(lacking)} of {len(manifest.items)} instances were sent and taken, and are not there")
+        location = self.there.finish(manifest)
+        verify(self._config, self._ledger, self.there, self._name, manifest, location, answers, row["attempts"] + 1)
+
+    def _send(self, row: sqlite3.Row, manifest: Manifest, lacking: Sequence[Item]) -> list[str]:
+        """Send what is lacking in parts over the streams; what the server said to each."""
+        todo = parts(lacking, getattr(self._settings, "part_size", _PART))
+        todo.sort(key=lambda part: sum(item.size for item in part))
+        # The smallest part goes alone: it makes the session over there, so that the others find it.
+        answers = [self.there.send(manifest, todo[0])]
+        self._progress(row, todo[0])
+        pending = {self._streams.submit(self.there.send, manifest, part): part for part in todo[1:]}
+        failure: Exception | None = None
+        for future in as_completed(pending):
+            try:
+                if not future.cancelled():
+                    answers.append(future.result())
+                    self._progress(row, pending[future])
+            except (Retry, Stopped, Closed) as error:
+                # A part that the destination refuses says nothing of the others; a line that failed does.
+                if not isinstance(error, Stopped):
+                    for other in pending:
+                        other.cancel()
+                failure = failure if isinstance(failure, Stopped) else error
+        if failure is not None:
+            raise failure
+        return answers
+
+    def _progress(self, row: sqlite3.Row, part: Sequence[Item]) -> None:
+        with self._ledger.write() as connection:
+            connection.execute("UPDATE delivery SET sent = sent + ?, changed = ? WHERE shipment = ? AND destination = ?",
+                               (sum(item.size for item in part), time.time(), row["shipment"], self._name))
+
+    def _fail(self, row: sqlite3.Row, error: Retry | ConfigError) -> float:
+        """Back off: this delivery, and (after repeated failures) this destination as a whole."""
+        self._failures += 1
+        attempts = row["attempts"] + 1
+        pause = getattr(error, "after", None) or self._back_off(attempts)
+        log.warning("delivery put off: %s", error,
+                    extra={"shipment": row["shipment"], "destination": self._name, "seconds": round(pause)})
+        self._put_off(row, str(error), pause, attempts)
+        return min(self._back_off(self._failures), self._settings.retry_longest) / 4 if self._failures > 1 else 0.0
+
+    def _back_off(self, attempts: int) -> float:
+        pause = min(self._settings.retry_first * 2 ** min(attempts - 1, 20), self._settings.retry_longest)
+        return pause * random.uniform(0.75, 1.0)
+
+    def _put_off(self, row: sqlite3.Row, error: str, pause: float, attempts: int) -> None:
+        self._update(row, due=time.time() + pause, error=error, attempts=attempts or row["attempts"],
+                     failing_since=(row["failing_since"] or time.time()) if attempts else row["failing_since"])
+
+    def _update(self, row: sqlite3.Row, **fields: object) -> None:
+        columns = ", ".join(f"{name} = ?" for name in fields)
+        with self._ledger.write() as connection:
+            connection.execute(f"UPDATE delivery SET {columns}, changed = ? WHERE shipment = ? AND destination = ?",
+                               (*fields.values(), time.time(), row["shipment"], self._name))

@@ -1,0 +1,123 @@
+"""The worker: one loop that brings shipments forward, and one thread for each destination."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+
+from relay_agent import alert
+from relay_agent.commitment import report_due
+from relay_agent.config import Config
+from relay_agent.destinations.xnat import XNATDestination
+from relay_agent.ledger import Ledger, State
+from relay_agent.purge import purge
+from relay_agent.route import apply, decide
+from relay_agent.ship import Shipper
+from relay_agent.spool import Spool
+from relay_agent.stage import Landing, Stager, missing_files, reconcile
+
+log = logging.getLogger(__name__)
+
+_SETTLED = 15.0  # seconds after which a file must be in the ledger
+_AUDIT = 3600.0
+
+
+class Worker:
+    """Takes shipments along the path, a step at a time; every step may be done twice."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._ledger = Ledger(config.ledger)
+        self._spool = Spool(config.spool, config.receive.reserve)
+        self._stager = Stager(config, self._ledger, self._spool)
+        self._landing = Landing(config, self._ledger, self._spool)
+        self._stop = threading.Event()
+        self._work = {d.name: threading.Event() for d in config.destination}
+        self._shippers = [Shipper(config, self._ledger, d.name, self._stop) for d in config.destination]
+        self._missing: list[int] = []
+        self._mailer = alert.Mailer(config.alert) if config.alert else None
+
+    def stop(self, *_: object) -> None:
+        """End after the step that is under way."""
+        self._stop.set()
+        for event in self._work.values():
+            event.set()
+
+    def run(self) -> int:
+        """Work until stopped; the exit status."""
+        reconcile(self._ledger, self._spool, self._config, settled=_SETTLED)
+        threads = [threading.Thread(target=s.run, args=(self._work[d.name],), name=f"ship-{d.name}", daemon=True)
+                   for s, d in zip(self._shippers, self._config.destination, strict=True)]
+        for thread in threads:
+            thread.start()
+        chores = [_Chore(60.0, self._look_for_strays), _Chore(60.0, self._tell), _Chore(_AUDIT, self._audit),
+                  _Chore(10.0, lambda: purge(self._ledger, self._spool, self._config.purge.retention)),
+                  _Chore(5.0, lambda: report_due(self._config, self._ledger, self._spool)),
+                  _Chore(60.0, self._ledger.settle)]
+        log.info("working", extra={"destinations": [d.name for d in self._config.destination]})
+        while not self._stop.is_set():
+            moved = self._guard(self.step)
+            for chore in chores:
+                if chore.due():
+                    self._guard(chore.action)
+            if not moved:
+                self._stop.wait(0.25)
+        self._landing.close()
+        for thread in threads:
+            thread.join(10)
+        return 0
+
+    def step(self) -> int:
+        """One round of take in, sort, complete, identify and route; how much was moved."""
+        moved = self._landing.scan() + self._stager.sort() + self._stager.complete()
+        for row in self._ledger.all("SELECT id FROM shipment WHERE state = ? ORDER BY id LIMIT 50", State.COMPLETE):
+            decision = decide(self._config, self._ledger, self._spool, row["id"])
+            apply(self._ledger, row["id"], decision)
+            log.info("%s: %s", decision.state, decision.what, extra={"shipment": row["id"]})
+            moved += 1
+        if moved:
+            for event in self._work.values():
+                event.set()
+        return moved
+
+    def _guard(self, action: Callable[[], int | None]) -> int:
+        try:
+            return action() or 0
+        except Exception:  # a full disk, a locked ledger: the step is done again
+            log.exception("a step failed and is done again")
+            self._stop.wait(5)
+            return 0
+
+    def _look_for_strays(self) -> None:
+        reconcile(self._ledger, self._spool, self._config, since=time.time() - 7200, settled=_SETTLED)
+
+    def _audit(self) -> None:
+        self._missing = missing_files(self._ledger, self._spool)
+
+    def _tell(self) -> None:
+        if self._mailer is None:
+            return
+        tokens = {d.name: s.there.trouble for s, d in zip(self._shippers, self._config.destination, strict=True)
+                  if isinstance(s.there, XNATDestination) and s.there.trouble}
+        extra = [alert.Condition("files missing", "spool", f"{len(self._missing)} instances that should be here have no "
+                                 "file: the disk or a person lost them. See relay-agent status")] if self._missing else []
+        found = alert.conditions(self._config, self._ledger, self._spool, tokens=tokens, extra=extra, now=time.time())
+        alert.tell(self._config, self._ledger, found, self._mailer, time.time())
+
+
+class _Chore:
+    """Something that is done now and then."""
+
+    def __init__(self, every: float, action: Callable[[], int | None]) -> None:
+        self.action = action
+        self._every = every
+        self._next = time.monotonic()
+
+    def due(self) -> bool:
+        """Whether it is time; the next time is then later."""
+        if time.monotonic() < self._next:
+            return False
+        self._next = time.monotonic() + self._every
+        return True
