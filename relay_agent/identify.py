@@ -5,8 +5,8 @@ ChainExtractor and CompositeDicomObjectIdentifier (order), ContainedAssignmentEx
 
 Site rules are Java regular expressions, rewritten here for `re`. What has no safe equivalent is refused,
 because a wrong guess would send a patient's images to the wrong project. Where XNAT's versions differ, the
-newer Java counts: `\\b` is ASCII (since 19), (?i) reaches \\p{Lower} (since 15). No error message holds a DICOM
-value, and nothing is logged.
+newer Java counts: `\\b` is ASCII (since 19), (?i) reaches \\p{Lower} (since 15). No error message holds a
+DICOM value, and nothing is logged.
 """
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def _escape(found: re.Match[str]) -> tuple[str, str]:
     char = found["char"] or ""
     if body := _SETS.get(found["posix"] or char.lower()):
         return ("not" if found[0][1].isupper() else "set"), body
-    if char in _CHARS or char and not (char.isascii() and char.isalnum()):
+    if char in _CHARS or (char and not (char.isascii() and char.isalnum())):
         return "char", _CHARS.get(char, char)
     _refuse(f"uses '{found[0]}', which has no safe equivalent here; list the wanted characters in [...]")
 
@@ -120,81 +120,113 @@ class _Group:
     captures: int = 0  # 1: has capturing groups inside, 2: has repeated ones inside
 
 
-def _translate(java: str) -> tuple[str, int, bool]:
-    """Python expression, number of choices a match has to make, whether a varying part is itself repeated."""
-    text = re.sub(r"(?s)\\Q(.*?)(?:\\E|\Z)|\\.", _unquote, java)
-    out: list[str] = []  # the last entry is what a quantifier repeats
-    stack = [_Group()]
-    closed: set[str] = set()  # groups, by number and name, to which a back-reference may point
-    position, groups, power, nested, flags = 0, 0, 0, False, ""
-    repeatable = varies = False  # whether there is a last entry to repeat; whether it matches in several ways
-    empty, captures = True, 0  # whether the last entry can match nothing; as in _Group
-    while found := _TOKEN.match(text, position):
-        position, kind, piece, group = found.end(), found.lastgroup, found[0], stack[-1]
-        if kind == "repeat":
-            low = int(found["low"] or piece[0] == "+")
-            open_end = found["more"] or piece[0] in "*+"
-            high = int(found["high"] or 10**9) if open_end else max(low, piece[0] == "?")
-            if not repeatable:
-                _refuse(f"has '{piece}' with nothing before it to repeat; write '\\{piece}' for the text")
-            if high > 1 and empty:  # a count of it could run for ever
-                _refuse(f"repeats with '{piece}' a part that can match nothing; let it take a character")
-            if captures and piece[1:].endswith("+") or captures == 2 and high > 1:
-                # Java and Python keep different texts for such groups, and Python 3.11 may even fail
-                _refuse(f"repeats with '{piece}' a part with (repeated) capturing groups; write '(?:' there")
-            group.captures = 2 if captures else group.captures
-            nested |= high > 1 and varies
-            power, group.varies, repeatable = power + (low != high), group.varies or low != high, False
-            empty |= low == 0
-            out[-1] += piece
-            continue
-        group.empty &= empty
-        repeatable, varies, empty, captures = True, False, kind == "anchor" or kind == "reference", 0
-        if kind in ("open", "flags"):
-            new = "".join(set(flags + found["on"]) - set(found["off"] or "")) if kind == "flags" else flags
-            if found["end"] != ")":
-                captures = piece == "(" or found["name"] is not None
-                groups += captures
-                stack.append(_Group(len(out), flags, (str(groups), found["name"] or "") if captures else ()))
-                out.append(f"(?P<{found['name']}>" if found["name"] else piece if kind == "open" else "(?:")
-            flags, repeatable, empty = new, False, True
-        elif kind == "close":
-            stack.pop()
-            if not stack:
-                _refuse("closes a bracket that was not opened; write '\\)' for the character itself")
-            opening, flags = out[group.start], group.outer_flags
-            out[group.start:] = ["".join(out[group.start:]) + ")"]
-            if group.captures and opening[1:3] in ("?=", "?!", "?>", "?<"):  # kept by Java even where they failed
-                _refuse(f"has a capturing group inside '{opening}'; write '(?:', or put the group around it")
-            closed.update(group.names)
-            empty, varies = group.empty or group.some_empty or opening[-1] in "=!", group.varies
-            captures = max(group.captures, len(group.names) > 0)
-            stack[-1].varies |= varies
-            stack[-1].captures = max(stack[-1].captures, captures)
-        elif kind == "anchor":
-            out.append(_ANCHORS[piece])
-        elif piece == "|":
-            out.append(piece)
-            group.varies, group.some_empty, group.empty = True, group.some_empty or group.empty, True
-            power, repeatable, empty = power + 1, False, True
-        elif piece == ".":
-            out.append("(?s:.)" if "s" in flags else f"[^{_EOL}]")
-        elif piece in ("\\", "(", "{"):
-            _refuse(f"has '{piece}' not as Java knows it, or flags other than (?i), (?s); write '\\{piece}'")
-        else:
-            if kind == "reference":
-                if (found["number"] or found["to"]) not in closed:
-                    _refuse(f"refers with '{piece}' to a group not complete there; refer to one on its left")
-                piece = f"(?:{piece})" if found["number"] else f"(?P={found['to']})"
-            elif piece == "[":
-                piece, position = _set(text, position)
+class _Translation:
+    """One pass over a Java expression: its Python text, and what is known of the work a match can take."""
+
+    def __init__(self, java: str) -> None:
+        """Translate; RuleError for what Java refuses and for what cannot be reproduced."""
+        self.text, self.position = re.sub(r"(?s)\\Q(.*?)(?:\\E|\Z)|\\.", _unquote, java), 0
+        self.out: list[str] = []  # the last entry is what a quantifier repeats
+        self.groups = self.choices = 0  # capturing groups so far; choices a match has to make
+        self.nested = False  # a part that can match in several ways is itself repeated
+        self.flags = ""
+        self.stack = [_Group()]
+        self.closed: set[str] = set()  # groups, by number and name, to which a back-reference may point
+        # The last entry: can be repeated, match in several ways, match nothing; `captures` as in _Group.
+        self.repeatable, self.varies, self.empty, self.captures = False, False, True, 0
+        while found := _TOKEN.match(self.text, self.position):
+            self.position = found.end()
+            if found.lastgroup == "repeat":
+                self._repeat(found)
+                continue
+            self.stack[-1].empty &= self.empty
+            self.repeatable, self.varies, self.empty, self.captures = True, False, False, 0
+            if found.lastgroup in ("open", "flags"):
+                self._open(found)
+            elif found.lastgroup == "close":
+                self._close()
+            elif found[0] == "|":
+                self._alternative()
             else:
-                shape, item = _escape(found) if kind == "escape" else ("char", piece)
-                piece = re.escape(item) if shape == "char" else f"[{'^' * (shape == 'not')}{item}]"
-            out.append(f"(?i:{piece})" if "i" in flags else piece)
-    if len(stack) > 1:
-        _refuse("opens a bracket '(' that is not closed; close it or write '\\('")
-    return "".join(out), power, nested
+                self._single(found)
+        if len(self.stack) > 1:
+            _refuse("opens a bracket '(' that is not closed; close it or write '\\('")
+
+    def _repeat(self, found: re.Match[str]) -> None:
+        piece, group = found[0], self.stack[-1]
+        low = int(found["low"] or piece[0] == "+")
+        open_end = found["more"] or piece[0] in "*+"
+        high = int(found["high"] or 10**9) if open_end else max(low, piece[0] == "?")
+        if not self.repeatable:
+            _refuse(f"has '{piece}' with nothing before it to repeat; write '\\{piece}' for the text")
+        if high > 1 and self.empty:  # a count of it could run for ever
+            _refuse(f"repeats with '{piece}' a part that can match nothing; let it take a character")
+        if (self.captures and piece[1:].endswith("+")) or (self.captures > 1 and high > 1):
+            # Java and Python keep different texts for such groups, and Python 3.11 may even fail
+            _refuse(f"repeats with '{piece}' a part with (repeated) capturing groups; write '(?:' there")
+        if self.captures:
+            group.captures = 2
+        if low != high:
+            group.varies, self.choices = True, self.choices + 1
+        self.nested |= high > 1 and self.varies
+        self.empty |= low == 0
+        self.repeatable = False
+        self.out[-1] += piece
+
+    def _open(self, found: re.Match[str]) -> None:
+        flags, self.repeatable, self.empty = self.flags, False, True
+        if found.lastgroup == "flags":
+            self.flags = "".join(set(flags + found["on"]) - set(found["off"] or ""))
+        if found["end"] == ")":
+            return  # (?i): for the rest of the group around it
+        names: tuple[str, ...] = ()
+        if found[0] == "(" or found["name"]:
+            self.groups += 1
+            names = (str(self.groups), found["name"] or "")
+        self.stack.append(_Group(len(self.out), flags, names))
+        head = "(?:" if found.lastgroup == "flags" else found[0]
+        self.out.append(f"(?P<{found['name']}>" if found["name"] else head)
+
+    def _close(self) -> None:
+        group = self.stack.pop()
+        if not self.stack:
+            _refuse("closes a bracket that was not opened; write '\\)' for the character itself")
+        opening, self.flags = self.out[group.start], group.outer_flags
+        self.out[group.start:] = ["".join(self.out[group.start:]) + ")"]
+        if group.captures and opening[1:3] in ("?=", "?!", "?>", "?<"):  # Java keeps some that failed
+            _refuse(f"has a capturing group inside '{opening}'; write '(?:', or put the group around it")
+        self.closed.update(group.names)
+        self.empty = group.empty or group.some_empty or opening[-1] in "=!"
+        self.varies, self.captures = group.varies, max(group.captures, len(group.names) > 0)
+        self.stack[-1].varies |= self.varies
+        self.stack[-1].captures = max(self.stack[-1].captures, self.captures)
+
+    def _alternative(self) -> None:
+        group = self.stack[-1]
+        group.varies, group.some_empty, group.empty = True, group.some_empty or group.empty, True
+        self.choices, self.repeatable, self.empty = self.choices + 1, False, True
+        self.out.append("|")
+
+    def _single(self, found: re.Match[str]) -> None:
+        """An anchor, a back-reference, a class or a character."""
+        kind, piece = found.lastgroup, found[0]
+        self.empty = kind in ("anchor", "reference")
+        if kind == "anchor":
+            return self.out.append(_ANCHORS[piece])
+        if piece == ".":
+            return self.out.append("(?s:.)" if "s" in self.flags else f"[^{_EOL}]")
+        if piece in ("\\", "(", "{"):
+            _refuse(f"has '{piece}' not as Java knows it, or flags other than (?i), (?s); write '\\{piece}'")
+        if kind == "reference":
+            if (found["number"] or found["to"]) not in self.closed:
+                _refuse(f"refers with '{piece}' to a group not complete there; refer to one on its left")
+            piece = f"(?:{piece})" if found["number"] else f"(?P={found['to']})"
+        elif piece == "[":
+            piece, self.position = _set(self.text, self.position)
+        else:
+            shape, item = _escape(found) if kind == "escape" else ("char", piece)
+            piece = re.escape(item) if shape == "char" else f"[{'^' * (shape == 'not')}{item}]"
+        self.out.append(f"(?i:{piece})" if "i" in self.flags else piece)
 
 
 def _scan(python: str, text: str, whole: bool) -> list[list[tuple[int, int]]]:
@@ -210,19 +242,20 @@ def _scan(python: str, text: str, whole: bool) -> list[list[tuple[int, int]]]:
 @dataclass(frozen=True, slots=True)
 class _Regex:
     python: str
-    power: int
+    choices: int
     nested: bool
     groups: int
     names: Mapping[str, int]
 
     @classmethod
     def compile(cls, java: str) -> _Regex:
-        translated = _translate(java)
+        translated = _Translation(java)
+        python = "".join(translated.out)
         try:
-            compiled = re.compile(translated[0], re.ASCII)
+            compiled = re.compile(python, re.ASCII)
         except (re.error, RecursionError, OverflowError) as error:
             raise RuleError(f"The expression cannot be used here ({error}); simplify it.") from None
-        return cls(*translated, compiled.groups, compiled.groupindex)
+        return cls(python, translated.choices, translated.nested, compiled.groups, compiled.groupindex)
 
     def spans(self, text: str, whole: bool) -> list[list[tuple[int, int]]]:
         """Spans of the groups for the match of the whole text, or for each successive match (matches, find).
@@ -231,12 +264,13 @@ class _Regex:
         cannot be interrupted and blocks all threads. So what is not provably quick runs in a child process
         with a time limit. (Java remembers some dead ends and may answer where this gives up.)
         """
-        quick = not self.nested and (len(text) + 2) ** (self.power + (not whole)) <= _STEPS
+        quick = not self.nested and (len(text) + 2) ** (self.choices + (not whole)) <= _STEPS
         try:
             if quick:
                 return _scan(self.python, text, whole)
             job = json.dumps([self.python, text, whole])
-            child = subprocess.run([sys.executable, "-I", __file__], input=job, timeout=SECONDS, check=True,
+            command = [sys.executable, "-I", __file__]
+            child = subprocess.run(command, input=job, timeout=SECONDS, check=True,  # noqa: S603 - all our own
                                    capture_output=True, text=True)
             return [[(start, end) for start, end in match] for match in json.loads(child.stdout)]
         except (OSError, ValueError, SystemError, subprocess.SubprocessError):
@@ -277,8 +311,8 @@ class Rule:
             units = text.encode("utf-16-le", "surrogatepass")
             text = units[:2 * RULE_LENGTH].decode("utf-16-le", "surrogatepass")
         matches = self._match.spans(text, whole=True) if text else []
-        if matches and self.group > self._match.groups:
-            raise RuleValueError(f"The rule wants group {self.group}, its expression has {self._match.groups}.")
+        if matches and self.group > (count := self._match.groups):
+            raise RuleValueError(f"The rule wants group {self.group}; its expression has only {count}.")
         if not matches or matches[0][self.group][0] < 0:
             return None
         text = text[slice(*matches[0][self.group])]
@@ -332,7 +366,7 @@ class Rules:
         lists: list[tuple[Rule, ...]] = []
         for name, lines in zip(cls.__slots__, (project, subject, session, auto_archive), strict=True):
             parsed: list[Rule] = []
-            for number, line in enumerate(lines.splitlines() if isinstance(lines, str) else lines, 1):
+            for number, line in enumerate(lines.split("\n") if isinstance(lines, str) else lines, 1):
                 try:
                     parsed += [parse_rule(line)] if line.strip() else []
                 except RuleError as error:
@@ -377,9 +411,10 @@ def needed_tags(rules: Rules) -> frozenset[str]:
 
 @cache
 def _vr(tag: str) -> str:
-    from pydicom.datadict import dictionary_VR  # here, since the child process must start without it
+    from pydicom.datadict import dictionary_VR  # noqa: PLC0415 - so that the child process starts without it
+
     try:
-        return dictionary_VR(int(tag, 16))
+        return str(dictionary_VR(int(tag, 16)))
     except KeyError:
         return ""
 

@@ -6,11 +6,11 @@ import json
 import re
 import sqlite3
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from relay_agent import deidentify, dicom
-from relay_agent.config import XNAT, Config, Route
+from relay_agent.config import XNAT, Config, Identify, Route
 from relay_agent.dicom import NotDICOM
 from relay_agent.identify import Identity, RuleValueError, identify, needed_tags
 from relay_agent.ledger import Ledger, State, Stop, move
@@ -91,7 +91,7 @@ def _identity(config: Config, ledger: Ledger, spool: Spool, row: sqlite3.Row) ->
     """What XNAT would make of the session's first instance, overruled by what a person assigned."""
     rules = config.identify.rules()
     first = ledger.value("SELECT path FROM instance WHERE shipment = ? ORDER BY id LIMIT 1", row["id"])
-    found = identify(_values(spool, first, needed_tags(rules)), rules, known_project(config))
+    found = identify(_values(spool, first, needed_tags(rules)), rules, known_project(config.identify))
     assigned = {name: row[name] for name in ("project", "subject", "session") if row[name]}
     sources = json.loads(row["sources"] or "{}")
     assigned = {name: value for name, value in assigned.items() if sources.get(name) == "a person"}
@@ -102,9 +102,9 @@ def _identity(config: Config, ledger: Ledger, spool: Spool, row: sqlite3.Row) ->
                     {**found.sources, **dict.fromkeys(assigned, "a person")})
 
 
-def known_project(config: Config):  # type: ignore[no-untyped-def]
+def known_project(settings: Identify) -> Callable[[str], str | None] | None:
     """The look-up that identification asks, or None when the configuration lists no projects."""
-    projects = set(config.identify.projects)
+    projects = set(settings.projects)
     return (lambda candidate: candidate if candidate in projects else None) if projects else None
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 import socket
 import ssl
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from email.message import Message
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -19,6 +21,7 @@ from relay_agent.destinations import Retry
 # No browser's name in it: XNAT asks browsers for a CSRF token (xdat SecureAction).
 USER_AGENT = f"relay-agent/{__version__}"
 _CONNECT = 30.0
+_BLOCK = 2**20
 
 
 class Web:
@@ -108,3 +111,61 @@ class Web:
             kind = answer.headers.get("Content-Type", "nothing")
             raise Retry(f"{self.host}: {what} was answered with {kind} instead of JSON; does a proxy ask for a "
                         "login here?") from None
+
+    def parts(self, answer: requests.Response, file: Path) -> Iterator[None]:
+        """Write the parts of a streamed multipart answer to the file, one after the other (RFC 2046 section 5.1).
+
+        An answer of another kind is one part. Memory stays flat however large a part is. :class:`Retry` when the
+        connection breaks or the answer is cut off.
+        """
+        kind = Message()
+        kind["Content-Type"] = answer.headers.get("Content-Type", "")
+        boundary = str(kind.get_boundary(""))
+        reader = _Reader(answer.iter_content(_BLOCK))
+        delimiter = f"\r\n--{boundary}".encode()
+        try:
+            if not boundary:
+                with file.open("wb") as out:
+                    for block in answer.iter_content(_BLOCK):
+                        out.write(block)
+                yield
+                return
+            reader.copy(delimiter, lambda preamble: None)
+            while reader.peek(2) != b"--":
+                reader.copy(b"\r\n\r\n", lambda headers: None)
+                with file.open("wb") as out:
+                    reader.copy(delimiter, out.write)
+                yield
+        except requests.RequestException as error:
+            raise Retry(self.words(error)) from error
+        except EOFError:
+            raise Retry(f"{self.host}: the answer is cut off") from None
+
+
+class _Reader:
+    """Finds marks in a stream of blocks, also across their borders."""
+
+    def __init__(self, stream: Iterator[bytes]) -> None:
+        self._stream = stream
+        self._rest = b"\r\n"  # the first delimiter may come without a line before it
+
+    def copy(self, mark: bytes, sink: Callable[[bytes], object]) -> None:
+        """Hand everything before the mark to ``sink`` and go behind it; ``EOFError`` when it does not come."""
+        while (found := self._rest.find(mark)) < 0:
+            border = max(len(self._rest) - len(mark) + 1, 0)
+            sink(self._rest[:border])
+            self._rest = self._rest[border:] + self._next()
+        sink(self._rest[:found])
+        self._rest = self._rest[found + len(mark):]
+
+    def peek(self, count: int) -> bytes:
+        """The next bytes, without taking them."""
+        while len(self._rest) < count:
+            self._rest += self._next()
+        return self._rest[:count]
+
+    def _next(self) -> bytes:
+        try:
+            return next(self._stream)
+        except StopIteration:
+            raise EOFError from None

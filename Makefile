@@ -1,0 +1,44 @@
+# The commands of the project. A newcomer needs two: make demo, make test.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+help: ## Show the commands
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' Makefile
+
+demo: $(VENV)/demo ## See a study leave a scanner, travel over HTTPS and be proved to have arrived
+	@$(BIN)/python -m tests.demo
+
+check: $(VENV)/test ## Lint, types and unit tests: under two minutes
+	$(BIN)/ruff check .
+	$(BIN)/mypy relay_agent
+	$(BIN)/python -m pytest tests/agent
+
+test: $(VENV)/test peers check ## All that proves the product, with real peers: under thirty minutes
+	$(BIN)/python -m pytest tests --ignore=tests/agent
+
+bench: $(VENV)/test peers ## Figures and ratios against Orthanc and DCMTK, measured in the same run
+	$(BIN)/python -m tests.bench
+
+peers: ## Install the DICOM peers that the tests talk to (Debian, as root)
+	@sh tests/install-peers
+
+clean: ## Remove what the commands above made
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+$(VENV)/ready:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	|| { echo "Python 3.11 or newer is needed; name one with: make PYTHON=python3.12 ..."; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { echo "The venv module is needed; on Debian: apt install python3-venv"; exit 1; }
+	@touch $@
+
+$(VENV)/demo: pyproject.toml | $(VENV)/ready
+	@echo "setting up $(VENV) (once)"
+	@$(BIN)/python -m pip install --quiet --editable '.[demo]'
+	@touch $@
+
+$(VENV)/test: pyproject.toml | $(VENV)/ready
+	$(BIN)/python -m pip install --quiet --editable '.[demo,test]'
+	@touch $@
+
+.PHONY: help demo check test bench peers clean

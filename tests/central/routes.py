@@ -1,0 +1,5 @@
+"""The one routing table; the api_* modules fill it."""
+
+from .web import Router
+
+route = Router()
