@@ -76,7 +76,7 @@ def _deliveries(ledger: Ledger, limits: Alert, now: float) -> Iterator[Condition
                 f"Deliveries to {name} have failed since {_when(since)} ({show_duration(now - since)}); "
                 f"{_count(len(failing), 'shipment')} wait. Last error: {failing[-1]['error'] or 'none was noted'}. "
                 "The box goes on trying by itself and keeps everything. relay-agent check shows where the way "
-                "there breaks; relay-agent retry NUMBER tries one shipment at once."))
+                "there breaks; relay-agent retry NUMBER tries a shipment at once."))
         stopped = [row for row in deliveries if row["state"] == Stop.STOPPED]
         if stopped:
             yield Condition("delivery stopped", name, (
@@ -94,7 +94,7 @@ def _space(config: Config, ledger: Ledger, spool: Spool) -> Iterator[Condition]:
             ("space used up", reserve, "The receivers refuse instances (A700); the scanners keep them.")):
         if free < limit * (_HYSTERESIS if name in known else 1):
             yield Condition(name, "spool", (
-                f"{show_size(free)} are free for the spool. {what} relay-agent list shows what cannot leave the box; "
+                f"{show_size(free)} are free for the spool. {what} relay-agent status shows what cannot leave; "
                 "deliver that, shorten purge.retention, or give it more disk."))
 
 
@@ -107,25 +107,26 @@ def _instances(ledger: Ledger) -> Iterator[Condition]:
             f"{_count(sum(row['number'] for row in reasons), 'instance')} in quarantine, the first received on "
             f"{_when(min(row['since'] for row in reasons))}: {listed}. They are kept and not delivered; see "
             "relay-agent list --quarantined."))
-    row = ledger.one("SELECT count(*) AS number, min(i.arrived) AS since FROM instance i LEFT JOIN shipment s "
-                     "ON s.id = i.shipment WHERE i.conflict IS NOT NULL AND s.state IS NOT ?", State.PURGED)
-    if row is not None and row["number"]:
+    rows = ledger.all("SELECT s.id, count(*) AS number, min(i.arrived) AS since FROM instance i JOIN shipment s "
+                      "ON s.id = i.shipment WHERE i.conflict IS NOT NULL AND s.state <> ? GROUP BY s.id", State.PURGED)
+    if rows:
         yield Condition("conflict", "instances", (
-            f"{_count(row['number'], 'instance')} came with the SOP Instance UID of another one and other content, "
-            f"the first on {_when(row['since'])}. Both versions are kept; the later one goes as a supplement. Find out "
-            "why the sender uses a UID twice before the files are purged; relay-agent list shows the shipments."))
+            f"{_count(sum(row['number'] for row in rows), 'instance')} came with the SOP Instance UID of another one "
+            f"and other content, the first on {_when(min(row['since'] for row in rows))}, in "
+            f"{_numbers([row['id'] for row in rows])}. Both versions are kept; the later one goes as a supplement. "
+            "Find out why the sender uses a UID twice before the files are purged; see relay-agent show NUMBER."))
 
 
 def _waiting(ledger: Ledger, limits: Alert, now: float) -> Iterator[Condition]:
-    for state, name, what, todo in (
-            (State.HELD, "held", "held", "relay-agent list says why; then relay-agent assign, retry or reject NUMBER"),
-            (State.REVIEW, "review", "waiting for review", "Decide with relay-agent release NUMBER or reject NUMBER")):
+    for state, name, what, verbs in ((State.HELD, "held", "held", "assign, retry or reject"),
+                                     (State.REVIEW, "review", "waiting for review", "release or reject")):
         rows = ledger.all("SELECT id, changed FROM shipment WHERE state = ? AND changed < ? ORDER BY changed", state,
                           now - limits.held)
         if rows:
             yield Condition(name, "shipments", (
                 f"For longer than {show_duration(limits.held)} {what}, the first since {_when(rows[0]['changed'])}: "
-                f"{_numbers([row['id'] for row in rows])}. {todo}."))
+                f"{_numbers([row['id'] for row in rows])}. relay-agent show NUMBER says why; then relay-agent {verbs} "
+                "NUMBER."))
 
 
 def _tokens(tokens: Mapping[str, str]) -> Iterator[Condition]:
@@ -142,7 +143,7 @@ def _books(ledger: Ledger) -> Iterator[Condition]:
             f"{_count(total.received, 'instance')} received, {abs(total.difference)} "
             f"{'not accounted for' if total.difference > 0 else 'too many accounted for'}. This is a fault of the "
             "agent or of its ledger. Keep the data folder as it is, delete nothing by hand, and report it with the "
-            "output of relay-agent check."))
+            "output of relay-agent status."))
 
 
 def _silence(ledger: Ledger, limits: Alert, now: float) -> Iterator[Condition]:

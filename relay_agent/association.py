@@ -12,7 +12,8 @@ import ipaddress
 import logging
 import secrets
 import socket
-from collections.abc import Mapping, Sequence
+import struct
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
 from typing import Protocol
@@ -21,7 +22,7 @@ from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.filebase import DicomBytesIO
 from pydicom.filewriter import write_dataset
-from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian, UID_dictionary
 from pynetdicom import sop_class as sops
 from pynetdicom.pdu import A_ASSOCIATE_AC, A_ASSOCIATE_RQ
 from pynetdicom.pdu_primitives import (
@@ -60,7 +61,9 @@ def _other_services() -> frozenset[str]:
     """SOP Classes that are known and no storage: what is left is taken, private and future ones too."""
     taken = {str(uid) for group in ("_STORAGE_CLASSES", "_NON_PATIENT_OBJECT_CLASSES")
              for uid in getattr(sops, group, {}).values()}
-    known: set[str] = set()
+    # The standard's registry has the retired ones too, and calls every storage class one.
+    known = {uid for uid, (name, kind, *_) in UID_dictionary.items()
+             if kind == "SOP Class" and name and ("Storage" not in name or "Commitment" in name)}
     for name in dir(sops):
         group = getattr(sops, name)
         if name.endswith("_CLASSES") and isinstance(group, dict):
@@ -201,17 +204,10 @@ class Association:
                                      "the first PDU is no A-ASSOCIATE-RQ")
         if length > self._max_pdu:
             raise wire.ProtocolError(wire.INVALID_PARAMETER, "the A-ASSOCIATE-RQ is too long")
-        pdu = A_ASSOCIATE_RQ()
-        try:
-            pdu.decode(bytes((kind, 0)) + length.to_bytes(4, "big") + bytes(self._wire.take(length)))
-            request = pdu.to_primitive()
-            calling, called = str(request.calling_ae_title).strip(), str(request.called_ae_title).strip()
-            context_name = str(request.application_context_name)
-        except (wire.Closed, OSError):
-            raise
-        except Exception:  # whatever malformed bytes make the decoder do
-            raise wire.ProtocolError(wire.INVALID_PARAMETER, "the A-ASSOCIATE-RQ is malformed") from None
-        refusal = self._refusal(calling, called, context_name, pdu.protocol_version)
+        body = bytes(self._wire.take(length))
+        called, calling = ae_title(body[4:20]), ae_title(body[20:36])
+        request, context_name = self._decode(body, called, calling)
+        refusal = self._refusal(calling, called, context_name, int.from_bytes(body[:2], "big"))
         if refusal:
             log.warning("association rejected: %s", _WORDS[refusal], extra={"peer": self._peer})
             self._last_word(wire.reject(*refusal))
@@ -225,6 +221,19 @@ class Association:
         self._connection.settimeout(receiver.idle_timeout)
         return True
 
+    def _decode(self, body: bytes, called: str, calling: str) -> tuple[A_ASSOCIATE, str]:
+        """The request and its application context name."""
+        pdu = A_ASSOCIATE_RQ()
+        try:
+            # pynetdicom fails on titles that are to be rejected and on items that are to be ignored.
+            titles = (called or "?").ljust(16).encode() + (calling or "?").ljust(16).encode()
+            body = body[:4] + titles + known_items(body)[36:]
+            pdu.decode(bytes((wire.A_ASSOCIATE_RQ, 0)) + len(body).to_bytes(4, "big") + body)
+            request = pdu.to_primitive()
+            return request, str(request.application_context_name)
+        except Exception:  # whatever malformed bytes make the decoder do
+            raise wire.ProtocolError(wire.INVALID_PARAMETER, "the A-ASSOCIATE-RQ is malformed") from None
+
     def _refusal(self, calling: str, called: str, context_name: str, version: int) -> tuple[int, int, int] | None:
         if not version & 1:
             return VERSION_UNKNOWN
@@ -233,7 +242,7 @@ class Association:
         receiver = self._receivers.get(called)
         if receiver is None:
             return CALLED_AE_UNKNOWN
-        if not may_call(receiver.allow, calling, self._peer):
+        if not calling or not may_call(receiver.allow, calling, self._peer):
             return CALLING_AE_UNKNOWN
         if self._crowded:
             return LIMIT_EXCEEDED
@@ -433,7 +442,8 @@ def commitment_report(message_id: int, transaction: str, instances: Sequence[tup
     """The N-EVENT-REPORT-RQ of PS3.4 section J.3.3: command set and data set."""
     report = Dataset()
     report.TransactionUID = transaction
-    safe, failed = [], []
+    safe: list[Dataset] = []
+    failed: list[Dataset] = []
     for (sop_class, instance), reason in zip(instances, reasons, strict=True):
         item = Dataset()
         item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = sop_class, instance
@@ -465,6 +475,45 @@ def encode_data_set(data: Dataset, transfer_syntax: str) -> bytes:
     write_dataset(buffer, data)
     encoded: bytes = buffer.getvalue()
     return encoded
+
+
+def ae_title(field: bytes) -> str:
+    """An AE title of an A-ASSOCIATE-RQ; empty when it is none. Some senders fill it up with NUL."""
+    title = field.decode("ascii", "replace").strip("\0 ")
+    return title if title.isascii() and title.isprintable() and "\\" not in title else ""
+
+
+# Item types of an A-ASSOCIATE-RQ: bytes before the sub-items, and the sub-items (PS3.8 section 9.3.2, PS3.7 Annex D)
+_ITEMS: dict[int, tuple[int, frozenset[int]]] = {
+    0x10: (0, frozenset()), 0x20: (4, frozenset((0x30, 0x40))), 0x50: (0, frozenset(range(0x51, 0x59)))}
+
+
+def known_items(body: bytes) -> bytes:
+    """The body of an A-ASSOCIATE-RQ without what this edition of the standard does not know.
+
+    Such items shall be ignored (PS3.8 section 9.3.1), and pynetdicom's decoder fails on them.
+    """
+    out = bytearray(body[:68])
+    for kind, value in _items(body, 68):
+        if kind not in _ITEMS:
+            continue
+        fixed, inside = _ITEMS[kind]
+        parts = (_item(part, content) for part, content in _items(value, fixed) if part in inside)
+        out += _item(kind, value[:fixed] + b"".join(parts) if inside else value)
+    return bytes(out)
+
+
+def _items(data: bytes, position: int) -> Iterator[tuple[int, bytes]]:
+    while position < len(data):
+        kind, length = struct.unpack_from(">BxH", data, position)
+        position += 4 + length
+        if position > len(data):
+            raise ValueError("an item is cut off")
+        yield kind, data[position - length:position]
+
+
+def _item(kind: int, value: bytes) -> bytes:
+    return struct.pack(">BxH", kind, len(value)) + value
 
 
 def choose_syntax(proposed: Sequence[str]) -> str | None:

@@ -89,12 +89,15 @@ def _folders(config: Config) -> Iterator[Finding]:
         return
     if not _is_ours(config):
         yield Finding(False, f"{data} belongs to another user", "run this check as the user of the service")
-    folders = [folder for folder in (data, config.spool, config.landing) if folder.exists()]
-    for folder in folders[:2]:
+        return
+    written = [folder for folder in (data, config.spool) if folder.exists()]
+    for folder in written:
         yield _sync(folder)
-    yield Finding(len({folder.stat().st_dev for folder in folders}) == 1, f"{data}: one file system",
-                  "mount one file system at the data folder, not below it")
-    room = os.statvfs(folders[min(1, len(folders) - 1)])
+    inside = [folder for folder in (*written, config.landing) if folder.exists()]
+    apart = [str(folder) for folder in inside if folder.stat().st_dev != data.stat().st_dev]
+    yield Finding(not apart, f"{data}: {' and '.join(apart) or 'nothing'} below it is on another file system",
+                  "mount a file system at the data folder only, not below it")
+    room = os.statvfs(written[-1])
     free, reserve = room.f_bavail * room.f_frsize, config.receive.reserve
     yield Finding(free >= 2 * reserve, f"{show_size(free)} are free, receivers refuse below {show_size(reserve)}",
                   "give it more disk, or purge.retention a shorter time")

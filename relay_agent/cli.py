@@ -19,8 +19,9 @@ from rich.progress import Progress
 
 from relay_agent import __version__, check, config, dicom, log, receipt, receive, report, review, stage
 from relay_agent.config import Config, ConfigError, Identify
-from relay_agent.identify import RuleValueError, identify, needed_tags
-from relay_agent.ledger import Ledger, LedgerError
+from relay_agent.identify import identify, needed_tags
+from relay_agent.java_regex import RuleValueError
+from relay_agent.ledger import Ledger, LedgerError, State
 from relay_agent.route import known_project
 from relay_agent.spool import Spool
 from relay_agent.worker import Worker
@@ -88,7 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--offline", action="store_true", help="only what needs no network")
     command("status", _status, "where everything is, and whether the ledger balances", "status --json", prints=True)
     sub = command("list", _list, "list shipments, or what is in quarantine", "list --state held", prints=True)
-    sub.add_argument("--state", action="append", choices=[s.value for s in report.State], help="only these states")
+    sub.add_argument("--state", action="append", choices=[s.value for s in State], help="only these states")
     sub.add_argument("--quarantined", action="store_true", help="list quarantined instances instead")
     sub.add_argument("--limit", type=int, default=100, help="at most so many, newest first (default: %(default)s)")
     sub = command("show", _show, "show a shipment: series, deliveries, conflicts, history", "show 12", prints=True)

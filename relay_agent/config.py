@@ -7,6 +7,7 @@ The classes below are the only description of it: they validate, their texts bec
 from __future__ import annotations
 
 import ipaddress
+import json
 import os
 import re
 import tomllib
@@ -33,7 +34,7 @@ DEFAULT_PATH = Path("/etc/relay-agent/config.toml")
 
 Duration = Annotated[float, BeforeValidator(units.duration), PlainSerializer(units.show_duration)]
 Size = Annotated[int, BeforeValidator(units.size), PlainSerializer(units.show_size)]
-Rate = Annotated[float, BeforeValidator(units.rate)]
+Rate = Annotated[float, BeforeValidator(units.rate), Field(gt=0)]
 
 
 class ConfigError(Exception):
@@ -53,6 +54,7 @@ def _ae_title(text: str) -> str:
 
 
 def _caller(text: str) -> str:
+    text = text.strip()
     ae_title, _, network = text.rpartition("@") if "@" in text else (text, "", "")
     if "@" not in text and re.fullmatch(r"[0-9a-fA-F.:]+(/\d+)?", text) and ("." in text or ":" in text):
         ae_title, network = "", text
@@ -79,6 +81,12 @@ def _tag(text: str) -> str:
     return (found[1] + found[2]).upper()
 
 
+def _credential(text: str) -> str:
+    if ":" in text or not text.strip():
+        raise ValueError("name the file, never write the secret itself here")
+    return text
+
+
 def _regex(text: str) -> str:
     try:
         re.compile(text)
@@ -93,6 +101,7 @@ Caller = Annotated[str, AfterValidator(_caller)]
 Peer = Annotated[str, AfterValidator(_peer)]
 Tag = Annotated[str, AfterValidator(_tag)]
 Regex = Annotated[str, AfterValidator(_regex)]
+Credential = Annotated[str, AfterValidator(_credential)]
 
 
 class _Table(BaseModel):
@@ -115,7 +124,7 @@ class Receiver(_Table):
     address: str = Field("0.0.0.0", description="Address to listen on.")
     allow: tuple[Caller, ...] = Field(description='Who may call: AE titles, networks, or both as "AE@network"; "*" is anybody. Everybody else is rejected at association.', examples=[["MR1@192.0.2.0/24", "CTSCAN", "198.51.100.7"]])
     max_associations: int = Field(100, ge=1, description="More associations than this at a time are rejected as a passing shortage.")
-    idle_timeout: Duration = Field(300.0, description="An association on which nothing was heard for this long is aborted.", examples=["5 min"])
+    idle_timeout: Duration = Field(300.0, gt=0, description="An association on which nothing was heard for this long is aborted.", examples=["5 min"])
     commitment_to: tuple[Peer, ...] = Field((), description='Callers that expect the storage commitment report over an association of its own, as "AE@host:port". Everybody else gets it on the association that asked.', examples=[["MR1@192.0.2.10:104"]])
     tls: TLS | None = Field(None, description="DICOM TLS; absent means plain DICOM.")
 
@@ -129,7 +138,8 @@ class Receive(_Table):
     """What all receivers share."""
 
     processes: int = Field(0, ge=0, description="Receiving processes; 0 is one for each core.")
-    max_pdu: Size = Field(256 * 1024, description="Largest PDU that is accepted (PS3.8 section D.1).", examples=["256 KiB"])
+    max_pdu: Size = Field(256 * 1024, ge=4096, le=64 * 2**20, description="Largest PDU that is accepted (PS3.8 section D.1).", examples=["256 KiB"])
+    journal: Size = Field(64 * 2**20, description="Ring of each process in which small instances are made durable before they become files; 0 B switches it off.", examples=["64 MiB"])
     reserve: Size = Field(5 * 2**30, description="Below this much free space instances are refused with A700, so that the disk never fills.", examples=["5 GiB"])
 
 
@@ -186,23 +196,29 @@ class Window(_Table):
     end: time = Field(description="Local time at which it closes; earlier than start means past midnight.", examples=["06:00"])
     bandwidth: Rate | None = Field(None, description="Limit inside this window; absent means the destination's own.", examples=["80 Mbit/s"])
 
+    @model_validator(mode="after")
+    def _opens(self) -> Window:
+        if self.start == self.end:
+            raise ValueError(f"start = end = {self.start} would never open; no window at all means always")
+        return self
+
 
 class _Destination(_Table):
     name: Name = Field(description="Name of the destination.", examples=["central"])
     bandwidth: Rate | None = Field(None, description="Limit of what is sent, over all streams; absent means none.", examples=["24 Mbit/s"])
     windows: tuple[Window, ...] = Field((), description="Hours in which to send; none means always.")
     streams: int = Field(3, ge=1, le=16, description="Parallel streams.")
-    retry_first: Duration = Field(10.0, description="Pause after the first failure; it doubles from there, with jitter.", examples=["10 s"])
-    retry_longest: Duration = Field(900.0, description="Longest pause. Retries never end.", examples=["15 min"])
+    retry_first: Duration = Field(10.0, gt=0, description="Pause after the first failure; it doubles from there, with jitter.", examples=["10 s"])
+    retry_longest: Duration = Field(900.0, gt=0, description="Longest pause. Retries never end.", examples=["15 min"])
 
 
 class _HTTP(_Destination):
     url: str = Field(pattern=r"^https?://[^/].*$", description="Base address. TLS is always verified; plain http is for tests on one machine.", examples=["https://xnat.example.org"])
-    credential: str | None = Field(None, description='File with one line "user:password" or "alias:secret"; a bare name is looked up in $CREDENTIALS_DIRECTORY.', examples=["central"])
+    credential: Credential | None = Field(None, description='File with one line "user:password" or "alias:secret"; a bare name is looked up in $CREDENTIALS_DIRECTORY.', examples=["central"])
     ca_bundle: Path | None = Field(None, description="PEM file of the CAs to trust instead of the system's, for example of an inspecting proxy.", examples=["/etc/relay-agent/ca.pem"])
     proxy: str | None = Field(None, description="HTTP(S) proxy; absent means that of the environment.", examples=["http://proxy.example.org:3128"])
     part_size: Size = Field(256 * 2**20, description="Largest part that travels in one request.", examples=["256 MiB"])
-    timeout: Duration = Field(120.0, description="How long an answer may take. After a time-out the server is looked at first; only what is missing is sent again.", examples=["2 min"])
+    timeout: Duration = Field(120.0, gt=0, description="How long an answer may take. After a time-out the server is looked at first; only what is missing is sent again.", examples=["2 min"])
     verify: Literal["whole", "sample"] = Field("whole", description="How much is fetched back where the server's digests cannot prove arrival: everything, or one instance of each series.")
 
 
@@ -220,12 +236,14 @@ class XNAT(_HTTP):
 class DICOMweb(_HTTP):
     """An archive that takes STOW-RS and answers QIDO-RS and WADO-RS (PS3.18)."""
 
+    name: Name = Field(description="Name of the destination.", examples=["archive"])
     kind: Literal["dicomweb"] = Field(description="A DICOMweb archive.", examples=["dicomweb"])
 
 
 class DICOM(_Destination):
     """Another Storage SCP."""
 
+    name: Name = Field(description="Name of the destination.", examples=["pacs"])
     kind: Literal["dicom"] = Field(description="A DICOM receiver.", examples=["dicom"])
     host: str = Field(description="Host name or address.", examples=["pacs.example.org"])
     port: int = Field(description="TCP port.", examples=[104], ge=1, le=65535)
@@ -236,6 +254,9 @@ class DICOM(_Destination):
 
 
 Destination = Annotated[XNAT | DICOMweb | DICOM, Field(discriminator="kind")]
+
+
+_KINDS: dict[str | int, type[_Destination]] = {"xnat": XNAT, "dicomweb": DICOMweb, "dicom": DICOM}
 
 
 def _kind(value: Any) -> Any:
@@ -255,7 +276,7 @@ class Alert(_Table):
     smtp_host: str = Field(description="SMTP server.", examples=["mail.example.org"])
     smtp_port: int = Field(25, ge=1, le=65535, description="Its port.")
     starttls: bool = Field(False, description="Use STARTTLS (verified).")
-    credential: str | None = Field(None, description='File with one line "user:password"; a bare name is looked up in $CREDENTIALS_DIRECTORY.', examples=["smtp"])
+    credential: Credential | None = Field(None, description='File with one line "user:password"; a bare name is looked up in $CREDENTIALS_DIRECTORY.', examples=["smtp"])
     sender: str = Field(pattern=r"^[^@\s]+@[^@\s]+$", description="From.", examples=["relay@hospital.example.org"])
     recipients: tuple[str, ...] = Field(min_length=1, description="To.", examples=[["imaging@example.org"]])
     reminder: Duration = Field(86400.0, description="A condition that lasts is told again this often.", examples=["1 d"])
@@ -271,7 +292,7 @@ class Config(_Table):
     data: Path = Field(Path("/var/lib/relay-agent"), description="Folder of the ledger, the spool and the landing directory; on one file system.")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="What goes to the journal. Patient values never do.")
     receive: Receive = Field(default_factory=Receive)
-    receiver: tuple[Receiver, ...] = Field(min_length=1)
+    receiver: tuple[Receiver, ...] = Field(min_length=1, description="At least one [[receiver]] is needed.")
     stage: Stage = Field(default_factory=Stage)
     identify: Identify = Field(default_factory=Identify)
     route: tuple[Route, ...] = Field(())
@@ -311,6 +332,11 @@ class Config(_Table):
         return self.data / "spool"
 
     @property
+    def journal(self) -> Path:
+        """The rings of the receiving processes."""
+        return self.data / "journal"
+
+    @property
     def landing(self) -> Path:
         """Where people put files; a folder below it named as a receiver stands for that receiver."""
         return self.data / "landing" / "dicom"
@@ -341,14 +367,23 @@ def load(path: Path) -> Config:
     try:
         return Config.model_validate(data)
     except ValidationError as error:
-        raise ConfigError("\n".join(f"{path}: {_finding(item)}" for item in error.errors())) from None
+        found = error.errors()
+        # A list with a bad entry counts as short of it: said once is enough.
+        found = [item for item in found if item["type"] != "too_short"
+                 or not any(other["loc"][:-1][:len(item["loc"])] == item["loc"] for other in found)]
+        raise ConfigError("\n".join(f"{path}: {_finding(item)}" for item in found)) from None
+
+
+# What the validator says in terms of this program, in terms of the file.
+_WORDS = {"tuple_type": "write a list, [...]", "model_type": "write a table, [...] with settings below it",
+          "too_short": "there must be at least one"}
 
 
 def _finding(item: Any) -> str:
     """One validation error as `key = value: what is wrong. Remedy`."""
-    steps = [step for step in item["loc"] if step not in ("xnat", "dicomweb", "dicom")]
+    steps = [step for step in item["loc"] if step not in _KINDS]
     key = "".join(f"[{step + 1}]" if isinstance(step, int) else f".{step}" for step in steps).lstrip(".")
-    field = _field(steps)
+    field = _field(item["loc"])
     remedy = f" {field.description}" if field is not None and field.description else ""
     if field is not None and field.examples:
         remedy += f" Example: {toml(field.examples[0])}"
@@ -356,16 +391,21 @@ def _finding(item: Any) -> str:
         return f"{key} is missing.{remedy}"
     if item["type"] == "extra_forbidden":
         return f"{key} is not a setting; remove it or correct its name (relay-agent example-config lists all)."
-    what = item["msg"].removeprefix("Value error, ")
-    value = "" if isinstance(item["input"], (dict, BaseModel)) else f" = {toml(item['input'])}"
+    what = _WORDS.get(item["type"]) or item["msg"].removeprefix("Value error, ").rstrip(".")
+    hidden = isinstance(item["input"], (dict, BaseModel)) or "credential" in steps
+    value = "" if hidden else f" = {toml(item['input'])}"
     return f"{key}{value}: {what}.{remedy}" if key else f"{what}."
 
 
-def _field(steps: list[str | int]) -> Any:
+def _field(steps: tuple[str | int, ...]) -> Any:
+    """The setting to which such a path leads; of destinations, in the class of its kind."""
     models: list[Any] = [Config]
     field = None
     for step in steps:
         if isinstance(step, int):
+            continue
+        if step in _KINDS and len(models) > 1:
+            models = [_KINDS[step]]
             continue
         field = next((m.model_fields[step] for m in models if step in m.model_fields), None)
         models = _models(field.annotation) if field is not None else []
@@ -392,7 +432,7 @@ def toml(value: Any) -> str:
         return "{ " + ", ".join(f'"{key}" = {toml(part)}' for key, part in value.items()) + " }"
     if isinstance(value, (int, float)):
         return str(value)
-    return '"' + str(value).replace("\\", "\\\\").replace('"', '\\"') + '"'
+    return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def example() -> str:
@@ -452,6 +492,8 @@ def secret(name: str) -> tuple[str, str]:
         user, colon, password = path.read_text(encoding="utf-8").partition("\n")[0].strip().partition(":")
     except OSError as error:
         raise ConfigError(f"credential {path} cannot be read: {error.strerror}. Create it with mode 0600, owned by the service") from None
+    except UnicodeDecodeError:
+        user = colon = password = ""
     if not (user and colon and password):
-        raise ConfigError(f"credential {path} must hold one line user:password (or alias:secret)")
+        raise ConfigError(f"credential {path} must hold one line user:password (or alias:secret), in UTF-8")
     return user, password

@@ -46,7 +46,9 @@ def setup(level: str, stream: TextIO | None = None) -> None:
     root.setLevel(level.upper())
     for name in _MUTED:
         logger = logging.getLogger(name)
-        logger.handlers = [logging.NullHandler()]  # without any, logging itself would print to standard error
+        logger.disabled = True  # and not by its level, which pydicom sets again
+        # Of the loggers below it: without any handler, logging itself would print to standard error.
+        logger.handlers = [logging.NullHandler()]
         logger.propagate = False
     logging.captureWarnings(True)  # before anybody can print one to standard error, text and all
     warnings.filterwarnings("ignore", module=r"pydicom|pynetdicom")  # cheaper than throwing them away later

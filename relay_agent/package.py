@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import struct
 import threading
-
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from isal import isal_zlib
+from pydicom import dcmread
 
 from relay_agent import dicom
 from relay_agent.ledger import Ledger
@@ -110,7 +110,7 @@ def _digests(path: Path, number: int, received: bytes) -> tuple[bytes, bytes, in
 
 def content(path: Path) -> bytes:
     """:func:`relay_agent.dicom.content_digest` of a file."""
-    return dicom.content_digest(dicom.dcmread(path, force=True))
+    return dicom.content_digest(dcmread(path, force=True))
 
 
 def parts(items: Iterable[Item], largest: int) -> list[tuple[Item, ...]]:

@@ -12,6 +12,7 @@ import logging
 import os
 import queue
 import selectors
+import shutil
 import signal
 import socket
 import ssl
@@ -19,6 +20,7 @@ import struct
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +28,7 @@ from pathlib import Path
 from relay_agent import wire
 from relay_agent.association import Arrival, Association, Ended, Opened
 from relay_agent.config import TLS, Config, Receiver
+from relay_agent.journal import Journal, recover
 from relay_agent.ledger import Ledger, State
 from relay_agent.spool import Spool
 from relay_agent.stage import reconcile, record
@@ -33,7 +36,7 @@ from relay_agent.stage import reconcile, record
 log = logging.getLogger(__name__)
 
 GRACE = 5.0  # seconds that associations have to end when the service stops
-_BATCH, _GATHER = 500, 0.05
+_BATCH, _GATHER = 2000, 0.2  # rows and seconds: neighbours in an index then share its pages
 _HAND_OVER = struct.Struct("<II")  # listener number, associations open on it
 NO_SUCH_INSTANCE, CLASS_MISMATCH = 0x0112, 0x0119  # PS3.3 table C.14-1, Failure Reason
 
@@ -52,6 +55,7 @@ class _Listener:
 
 @dataclass
 class _Child:
+    slot: int  # which journal it writes
     pid: int
     channel: socket.socket
     listeners: list[int] = field(default_factory=list)  # of each open association
@@ -86,6 +90,7 @@ class _Master:
         ledger = Ledger(self._config.ledger)
         with ledger.write() as connection:
             connection.execute("UPDATE association SET closed = ?, ended = 'lost' WHERE closed IS NULL", (time.time(),))
+        self._recover()
         reconcile(ledger, Spool(self._config.spool, 0), self._config)
         ledger.close()  # connections do not survive a fork
         for listener in self._listeners:
@@ -93,8 +98,8 @@ class _Master:
                 tls_context(listener.tls)  # fails here, with the file's name, and not at the first caller
         signal.signal(signal.SIGTERM, self._stop)
         signal.signal(signal.SIGINT, self._stop)
-        for _ in range(self._config.receive.processes or os.cpu_count() or 1):
-            self._fork()
+        for slot in range(self._config.receive.processes or os.cpu_count() or 1):
+            self._fork(slot)
         for number, listener in enumerate(self._listeners):
             self._selector.register(listener.socket, selectors.EVENT_READ, number)
         ports = {r.ae_title: lis.socket.getsockname()[1] for lis in self._listeners for r in lis.receivers.values()}
@@ -108,6 +113,11 @@ class _Master:
                 else:
                     self._accept(key.data)
         return self._finish()
+
+    def _recover(self, ring: str = "*") -> None:
+        repaired = recover(self._config.journal, self._config.spool, ring)
+        if repaired:
+            log.warning("%d instances were brought back from the journal", repaired)
 
     def _stop(self, *_: object) -> None:
         self._stopping = True
@@ -141,7 +151,8 @@ class _Master:
             self._bury(child)
             if not self._stopping:
                 log.error("a receiving process ended; another one takes its place", extra={"pid": child.pid})
-                self._fork()
+                self._recover(str(child.slot))
+                self._fork(child.slot)
 
     def _bury(self, child: _Child) -> None:
         self._selector.unregister(child.channel)
@@ -157,7 +168,7 @@ class _Master:
                                (time.time(), child.pid))
         ledger.close()
 
-    def _fork(self) -> None:
+    def _fork(self, slot: int) -> None:
         ours, theirs = socket.socketpair()
         pid = os.fork()
         if pid == 0:
@@ -168,7 +179,7 @@ class _Master:
             ours.close()
             status = 1
             try:
-                _ChildServer(self._config, self._listeners, theirs).run()
+                _ChildServer(self._config, self._listeners, theirs, slot).run()
                 status = 0
             except Exception:
                 log.exception("a receiving process failed")
@@ -176,7 +187,7 @@ class _Master:
                 sys.stdout.flush()
                 os._exit(status)
         theirs.close()
-        child = _Child(pid, ours)
+        child = _Child(slot, pid, ours)
         self._children.append(child)
         self._selector.register(ours, selectors.EVENT_READ, child)
 
@@ -212,12 +223,12 @@ def _listen(receivers: Sequence[Receiver]) -> list[_Listener]:
 
 
 class _ChildServer:
-    def __init__(self, config: Config, listeners: list[_Listener], channel: socket.socket) -> None:
+    def __init__(self, config: Config, listeners: list[_Listener], channel: socket.socket, slot: int) -> None:
         self._config = config
         self._listeners = listeners
         self._channel = channel
-        self._spool = Spool(config.spool, config.receive.reserve)
-        self._book = LedgerBook(config)
+        self._spool = Spool(config.spool, config.receive.reserve, _journal(config, slot))
+        self._book = LedgerBook(config, self._spool)
         self._contexts = [tls_context(lis.tls) if lis.tls else None for lis in listeners]
         self._threads: dict[threading.Thread, socket.socket] = {}
 
@@ -269,12 +280,25 @@ class _ChildServer:
         self._book.close()
 
 
-class LedgerBook:
-    """Writes what associations did into the ledger, in batches, from a thread of its own."""
+def _journal(config: Config, slot: int) -> Journal | None:
+    """This process's ring, when it is wanted and the disk has plenty of room for it."""
+    size = config.receive.journal
+    room = shutil.disk_usage(config.data).free
+    ring = config.journal / f"ring-{slot}"
+    if not size or (not ring.exists() and room < config.receive.reserve + 4 * size):
+        return None
+    return Journal(ring, size, config.spool)
 
-    def __init__(self, config: Config) -> None:
+
+class LedgerBook:
+    """Writes what associations did into the ledger, in batches, from a thread of its own.
+
+    The same thread brings instances from the journal to their places, so that a row is never ahead of its file.
+    """
+
+    def __init__(self, config: Config, spool: Spool) -> None:
         self._config = config
-        self._spool = Spool(config.spool, 0)
+        self._spool = spool
         self._queue: queue.SimpleQueue[Arrival | Opened | Ended | threading.Event | None] = queue.SimpleQueue()
         self._ledger = Ledger(config.ledger)
         self._thread = threading.Thread(target=self._run, name="ledger", daemon=True)
@@ -298,17 +322,42 @@ class LedgerBook:
     def _run(self) -> None:
         last = False
         while not last:
-            batch = [self._queue.get()]
+            try:
+                batch = [self._queue.get(timeout=1)]
+            except queue.Empty:
+                self._settle()
+                continue
             if isinstance(batch[0], Arrival):
                 time.sleep(_GATHER)
             with contextlib.suppress(queue.Empty):
                 while len(batch) < _BATCH:
                     batch.append(self._queue.get_nowait())
             last = None in batch
+            for entry in batch:
+                if isinstance(entry, Arrival):
+                    self._place(entry)
             self._write([e for e in batch if isinstance(e, Arrival | Opened | Ended)])
             for entry in batch:
                 if isinstance(entry, threading.Event):
                     entry.set()
+            self._settle(last)
+
+    def _place(self, arrival: Arrival) -> None:
+        pending, journal = arrival.stored.pending, self._spool.journal
+        while pending is not None and journal is not None:
+            try:
+                journal.place(pending)
+                return
+            except OSError as error:  # a full disk: the ring keeps it until there is room
+                log.error("an instance waits in the journal: %s", error.strerror)
+                time.sleep(1)
+
+    def _settle(self, everything: bool = False) -> None:
+        if self._spool.journal is not None:
+            try:
+                self._spool.journal.settle(everything)
+            except OSError as error:  # not settled is not lost: the ring keeps them
+                log.error("the journal cannot be settled: %s", error.strerror)
 
     def _write(self, entries: list[Arrival | Opened | Ended]) -> None:
         while entries:
@@ -326,8 +375,9 @@ class LedgerBook:
                                                (time.time(), entry.how, entry.id))
                         else:
                             surplus += record(connection, self._spool, entry, "association")
-                            connection.execute("UPDATE association SET acknowledged = acknowledged + 1 WHERE id = ?",
-                                               (entry.association,))
+                    acknowledged = Counter(entry.association for entry in entries if isinstance(entry, Arrival))
+                    connection.executemany("UPDATE association SET acknowledged = acknowledged + ? WHERE id = ?",
+                                           [(count, number) for number, count in acknowledged.items()])
                 self._spool.remove(surplus)
                 return
             except Exception:  # the files are safe; the ledger gets its rows as soon as it can take them

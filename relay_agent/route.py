@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from relay_agent import deidentify, dicom
 from relay_agent.config import XNAT, Config, Identify, Route
 from relay_agent.dicom import NotDICOM
-from relay_agent.identify import Identity, RuleValueError, identify, needed_tags
+from relay_agent.identify import Identity, identify, needed_tags
+from relay_agent.java_regex import RuleValueError
 from relay_agent.ledger import Ledger, State, Stop, move
 from relay_agent.spool import Spool
 

@@ -153,7 +153,7 @@ class Shipper:
 
     def _back_off(self, attempts: int) -> float:
         pause = min(self._settings.retry_first * 2 ** min(attempts - 1, 20), self._settings.retry_longest)
-        return pause * random.uniform(0.75, 1.0)
+        return float(pause * random.uniform(0.75, 1.0))
 
     def _put_off(self, row: sqlite3.Row, error: str, pause: float, attempts: int) -> None:
         self._update(row, due=time.time() + pause, error=error, attempts=attempts or row["attempts"],

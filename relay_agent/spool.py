@@ -15,9 +15,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from relay_agent.journal import LARGEST, Journal, Pending, sync_folder
+
 PARTIAL = ".partial-"  # a file that is still being written
 # Free space is looked at again after so many bytes of one object.
 _CHECK_EVERY = 64 * 2**20
+_LOOK_AGAIN = 0.05  # seconds; less than the reserve arrives in
 
 
 class SpaceShort(OSError):
@@ -26,26 +29,39 @@ class SpaceShort(OSError):
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """A durable file: its path below the spool, SHA-256 of the data set, bytes of the file."""
+    """A durable file: its path below the spool, SHA-256 of the data set, bytes of the file.
+
+    While ``pending`` is set it is durable in the journal and still has to be written to its place.
+    """
 
     path: str
     digest: bytes
     size: int
+    pending: Pending | None = None
 
 
 class Spool:
-    """Writes and finds files below one folder; free space never falls below ``reserve`` bytes by its doing."""
+    """Writes and finds files below one folder; free space never falls below ``reserve`` bytes by its doing.
 
-    def __init__(self, folder: Path, reserve: int) -> None:
+    With a journal, small instances are made durable there; whoever has it must place them.
+    """
+
+    def __init__(self, folder: Path, reserve: int, journal: Journal | None = None) -> None:
         self.folder = folder
         self.reserve = reserve
+        self.journal = journal
+        self._looked = 0.0
         folder.mkdir(parents=True, exist_ok=True)
 
     def require_space(self) -> None:
-        """Raise :class:`SpaceShort` when free space is below the reserve."""
+        """Raise :class:`SpaceShort` when free space is below the reserve, as it was a moment ago."""
+        now = time.monotonic()
+        if now - self._looked < _LOOK_AGAIN:
+            return
         room = os.statvfs(self.folder)
         if room.f_bavail * room.f_frsize < self.reserve:
             raise SpaceShort(errno.ENOSPC, "free space is below the reserve", str(self.folder))
+        self._looked = now
 
     def begin(self, receiver: str, header: bytes) -> Incoming:
         """Start a file with its preamble and File Meta; ``OSError`` when there is no room for it."""
@@ -90,44 +106,66 @@ class Incoming:
         self._spool = spool
         self._hour = hour
         self._hash = hashlib.sha256()
+        self._held: list[bytes] = [header]  # what is not in a file yet
         self._size = len(header)
         self._checked = 0
-        self._folder = spool.folder / hour
-        self._partial = f"{self._folder}/{PARTIAL}{os.getpid()}-{secrets.token_hex(8)}"
-        self._fd = self._create()
-        self._pending: list[bytes | memoryview] = [header]
-
-    def _create(self) -> int:
-        flags = os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC
-        while True:
-            try:
-                return os.open(self._partial, flags, 0o640)
-            except FileNotFoundError:  # the first of its hour, or purge removed the empty folder
-                _make_folders(self._folder, self._spool.folder)
+        self._folder = f"{spool.folder}/{hour}"
+        self._partial = ""
+        self._fd = -1
 
     def write(self, *fragments: bytes | memoryview) -> None:
-        """Add fragments of the data set; they are in the file (not yet on the disk) when this returns."""
-        self._pending += fragments
+        """Add fragments of the data set; they are in memory, or in the file and not yet on the disk."""
         for fragment in fragments:
             self._hash.update(fragment)
             self._size += len(fragment)
-        _write_all(self._fd, self._pending)
-        self._pending = []
+        if self._fd < 0 and self._spool.journal is not None and self._size <= LARGEST:
+            self._held += [bytes(fragment) for fragment in fragments]
+            return
+        if self._fd < 0:
+            self._open()
+        _write_all(self._fd, list(fragments))
         if self._size - self._checked > _CHECK_EVERY:
             self._checked = self._size
             self._spool.require_space()
 
-    def commit(self) -> Stored:
-        """Make the file and its name durable; only then may the sender be answered.
+    def _open(self) -> None:
+        """Begin a file with what is held."""
+        flags = os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC
+        self._partial = f"{self._folder}/{PARTIAL}{os.getpid()}-{secrets.token_hex(8)}"
+        while self._fd < 0:
+            try:
+                self._fd = os.open(self._partial, flags, 0o640)
+            except FileNotFoundError:  # the first of its hour, or purge removed the empty folder
+                _make_folders(Path(self._folder), self._spool.folder)
+        _write_all(self._fd, [*self._held])
+        self._held = []
 
-        The name is given before the one fsync, so that the file system's journal writes content and name
-        together; ``link`` and not ``rename``, because a copy that is already there may be somebody's promise.
-        """
+    def commit(self) -> Stored:
+        """Make the instance durable; only then may the sender be answered."""
         digest = self._hash.digest()
-        final = f"{self._folder}/{digest.hex()}.dcm"
+        path = f"{self._hour}/{digest.hex()}.dcm"
+        if self._fd < 0 and self._spool.journal is not None:
+            pending = self._spool.journal.append(path, digest, self._held)
+            if pending is not None:
+                return Stored(path, digest, self._size, pending)
+        try:
+            if self._fd < 0:
+                self._open()
+            self._publish(f"{self._spool.folder}/{path}")
+        except OSError:
+            self.abort()
+            raise
+        os.close(self._fd)
+        return Stored(path, digest, self._size)
+
+    def _publish(self, final: str) -> None:
+        """Give the file its name and sync both.
+
+        The name comes before the one sync, so that the file system's journal writes content and name together;
+        ``link`` and not ``rename``, because a copy that is already there may be somebody's promise.
+        """
         synced, linked = self._fd, False
         try:
-            _write_all(self._fd, self._pending)
             try:
                 os.link(self._partial, final)
                 linked = True
@@ -135,22 +173,20 @@ class Incoming:
                 synced = os.open(final, os.O_RDONLY | os.O_CLOEXEC)
             os.unlink(self._partial)
             os.fsync(synced)
-            _sync_folder(self._folder)
+            sync_folder(self._folder)
         except OSError:
             if linked:
                 Path(final).unlink(missing_ok=True)
-            self.abort()
             raise
         finally:
             if synced != self._fd:
                 os.close(synced)
-        os.close(self._fd)
-        return Stored(f"{self._hour}/{digest.hex()}.dcm", digest, self._size)
 
     def abort(self) -> None:
-        """Forget the file."""
-        os.close(self._fd)
-        Path(self._partial).unlink(missing_ok=True)
+        """Forget the instance; nothing is left of it."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            Path(self._partial).unlink(missing_ok=True)
 
 
 def _write_all(fd: int, fragments: list[bytes | memoryview]) -> None:
@@ -162,17 +198,9 @@ def _write_all(fd: int, fragments: list[bytes | memoryview]) -> None:
             fragments[0] = memoryview(fragments[0])[written:]
 
 
-def _sync_folder(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
 def _make_folders(folder: Path, top: Path) -> None:
     """Make the folder's parents durable too: a file is only as safe as the names on its way."""
     folder.mkdir(parents=True, exist_ok=True)
     while folder != top:
         folder = folder.parent
-        _sync_folder(folder)
+        sync_folder(folder)

@@ -42,7 +42,8 @@ def record(connection: sqlite3.Connection, spool: Spool, arrival: Arrival, via: 
     row = connection.execute(
         "INSERT INTO instance (receiver, sop_instance, sop_class, transfer_syntax, digest, size, path, via, calling_ae,"
         " association, arrived, problem) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) "
-        "ON CONFLICT (digest, receiver) DO UPDATE SET copies = copies + 1 RETURNING id, path, purged",
+        "ON CONFLICT (digest, receiver) DO UPDATE SET copies = copies + (excluded.via <> 'recovered') "
+        "RETURNING id, path, purged",
         (arrival.receiver, arrival.sop_instance, arrival.sop_class, arrival.transfer_syntax, stored.digest, stored.size,
          stored.path, via, arrival.calling_ae, arrival.association or None, time.time(), problem)).fetchone()
     if row["path"] == stored.path:

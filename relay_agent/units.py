@@ -12,7 +12,7 @@ _DURATION = {"ms": 0.001, "s": 1, "min": 60, "h": 3600, "d": 86400}
 _SIZE = {"B": 1, "kB": 1000, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30,
          "TiB": 2**40}
 _RATE = {"B/s": 1, "kB/s": 1000, "MB/s": 10**6, "kbit/s": 125, "Mbit/s": 125_000, "Gbit/s": 125_000_000}
-_QUANTITY = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z/]+)\s*")
+_QUANTITY = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z/]+)\s*", re.ASCII)
 
 
 def _parse(text: object, table: dict[str, float], example: str) -> float:

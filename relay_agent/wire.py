@@ -80,7 +80,7 @@ class Wire:
 
 def p_data(context: int, message: bytes, command: bool, largest: int) -> bytes:
     """A message or data set as P-DATA-TF PDUs of at most ``largest`` bytes (0: no limit)."""
-    room = largest - 6 if largest else len(message) or 1
+    room = max(largest - 6, 1) if largest else len(message) or 1
     out = bytearray()
     for position in range(0, len(message), room):
         fragment = message[position:position + room]

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ class Agent:
         secret.chmod(0o600)
         self.file.write_text("\n".join((
             'name = "box"', f'data = "{folder / "data"}"', general,
-            '[receive]\nreserve = "10 MB"\nprocesses = 2' if "[receive]" not in settings else "",
+            '[receive]\nreserve = "10 MB"\nprocesses = 2\njournal = "8 MiB"' if "[receive]" not in settings else "",
             receivers or '[[receiver]]\nae_title = "RELAY"\naddress = "127.0.0.1"\nport = 0\nallow = ["*"]',
             stage or '[stage]\nquiet = "1 s"\nlonging = "1 min"'.replace("longing", "longest")
             + '\nlanding_stable = "1 s"\nrescan = "2 s"',
@@ -76,8 +77,7 @@ class Agent:
             output = (self.folder / f"{service}.log").open("ab")
             self.processes[service] = subprocess.Popen(command, cwd=PROJECT, stdout=output, stderr=output)
             if service != "work":
-                wait_for(lambda: ready.exists() and ready.read_text(encoding="utf-8"), say=self.log)
-                self.ports = json.loads(ready.read_text(encoding="utf-8"))
+                self.ports = json.loads(wait_for(partial(_text, ready), say=service))
         return self
 
     def stop(self, *services: str, kill: bool = False) -> None:
@@ -112,6 +112,10 @@ class Agent:
         ledger = self.ledger
         wait_for(lambda: (ledger.value("SELECT sum(instances) FROM shipment WHERE state = ?", state) or 0) >= instances,
                  seconds, f"{instances} instances {state}: {self.cli('status').stdout}\n{self.log[-3000:]}")
+
+
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8") if path.exists() else ""
 
 
 def _children(pid: int) -> list[int]:

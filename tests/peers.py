@@ -76,14 +76,11 @@ def orthanc(folder: Path, *, largest_file: int = 0, **settings: Any) -> Iterator
     file = folder / "orthanc.json"
     file.write_text(json.dumps(configuration))
 
-    def limit() -> None:
-        if largest_file:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
-
     with (folder / "log").open("wb") as log:
         # Python ignores SIGXFSZ, and what it starts shall do so too: it gets an error instead of a signal.
-        process = subprocess.Popen([binary, str(file)], stdout=log, stderr=log, restore_signals=False,
-                                   preexec_fn=limit)
+        process = subprocess.Popen([binary, str(file)], stdout=log, stderr=log, restore_signals=False)
+    if largest_file:
+        resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (largest_file, largest_file))
     server = Orthanc(f"http://127.0.0.1:{http}", dicom, str(configuration["DicomAet"]), process)
 
     def ready() -> bool:
@@ -134,12 +131,8 @@ def _running(process: subprocess.Popen[bytes], ready: Callable[[], bool], log: P
             time.sleep(0.05)
         yield
     finally:
-        process.terminate()
-        try:
-            process.wait(10)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        process.kill()  # nothing it has is wanted any more, and Orthanc takes seconds to stop in peace
+        process.wait()
 
 
 def _needed(name: str) -> str:

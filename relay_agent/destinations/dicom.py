@@ -10,9 +10,10 @@ import socket
 import ssl
 import threading
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import groupby
+from operator import attrgetter
 from typing import Any
 
 from pydicom.dataset import Dataset
@@ -26,6 +27,7 @@ from pynetdicom.sop_class import Verification
 
 from relay_agent.config import DICOM
 from relay_agent.destinations import DeliveryError, Finding, Proof, Retry, Stopped
+from relay_agent.destinations.web import words
 from relay_agent.dicom import IMPLEMENTATION_NAME, IMPLEMENTATION_UID
 from relay_agent.package import Item, Manifest
 from relay_agent.throttle import Throttle
@@ -39,6 +41,8 @@ _CONTEXTS = 128  # of an association: their IDs are odd and of one byte (PS3.8 s
 _PDU = 2**20  # largest to send, whatever more the peer would take
 _WAITING = 4  # PDUs in memory
 
+_BROKEN = f"the association broke, or no answer came within {_ANSWER:.0f} s"
+
 _WARNINGS = frozenset({0xB000, 0xB006, 0xB007})
 _PENDING = frozenset({0xFF00, 0xFF01})
 
@@ -50,6 +54,18 @@ _REJECTED = {
     (2, 3, 1): "it is busy",
     (2, 3, 2): "it has too many associations: lower streams",
 }
+
+# (codes, whether to try again, words)
+_FAILURES: tuple[tuple[Container[int], bool, str], ...] = (
+    ({*range(0xA700, 0xA800), 0x0213}, True, "out of resources: is its disk full?"),
+    ({0x0110}, True, "processing failure: see its log"),
+    ({0x0118, 0x0122, 0xA800}, False, "SOP Class not supported: allow it at the peer or route these series elsewhere, "
+                                      "then 'retry'"),
+    ({0xC122}, False, "transfer syntax not supported: allow it at the peer, then 'retry'"),
+    ({0x0124}, False, "not authorised: allow our account or AE title to store there, then 'retry'"),
+    (range(0xA900, 0xAA00), False, "data set does not match its SOP Class: see the peer's log, then 'retry'"),
+    (range(0xC000, 0xD000), False, "cannot understand the data set: see the peer's log, then 'retry'"),
+)
 
 
 class DICOMDestination:
@@ -63,8 +79,7 @@ class DICOMDestination:
         self._config = config
         self._throttle = throttle
         self._where = f"{config.ae_title}@{config.host}:{config.port}"
-        # What the peer acknowledged in this run, where nothing else could tell later; forgotten once it is proved.
-        self._stored: set[tuple[str, str]] = set()
+        self._stored: set[tuple[str, str]] = set()  # what the peer acknowledged in this run and is not proved yet
 
     # The verbs
 
@@ -80,8 +95,9 @@ class DICOMDestination:
         """
         refused: Counter[str] = Counter()
         warned: Counter[str] = Counter()
+        by_syntax = attrgetter("transfer_syntax")
         # pynetdicom picks a context by its SOP Class, so each class is there once.
-        for syntax, group in groupby(sorted(part, key=_syntax), key=_syntax):
+        for syntax, group in groupby(sorted(part, key=by_syntax), key=by_syntax):
             items = list(group)
             classes = sorted({item.sop_class for item in items})
             for start in range(0, len(classes), _CONTEXTS):
@@ -90,7 +106,7 @@ class DICOMDestination:
                             [build_context(uid, syntax) for uid in some], refused, warned)
         if refused:
             raise Stopped(f"{self._where}: {sum(refused.values())} of {len(part)} instances were refused: "
-                          + "; ".join(f"{words} ({count})" for words, count in refused.items()))
+                          + "; ".join(f"{why} ({count})" for why, count in refused.items()))
         return f"0000 {len(part)} stored" + "".join(f", {count} with warning {code}" for code, count in warned.items())
 
     def finish(self, manifest: Manifest) -> str:
@@ -143,29 +159,21 @@ class DICOMDestination:
                         refused[_no_context(item)] += 1
                         continue
                     self._throttle.limit()  # raises when the window has closed
-                    status = self._store_one(association, item, number % 0xFFFF + 1)
+                    answer = association.send_c_store(item.path, msg_id=number % 0xFFFF + 1)
+                    if "Status" not in answer:
+                        raise Retry(f"{self._where}: {_BROKEN}; what was not acknowledged is sent again")
+                    status = int(answer.Status)
                     if status in _WARNINGS:
                         warned[f"{status:04X}"] += 1
                     elif status:
-                        worth, words = meaning(status)
-                        if worth:
-                            raise Retry(f"{self._where}: C-STORE was answered {status:04X}, {words}")
-                        refused[f"{status:04X}, {words}"] += 1
+                        again, why = meaning(status)
+                        if again:
+                            raise Retry(f"{self._where}: C-STORE was answered {status:04X}, {why}")
+                        refused[f"{status:04X}, {why}"] += 1
                         continue
-                    if self._config.verify == "status" or item.replaces:
-                        self._stored.add(_key(item))
+                    self._stored.add(_key(item))
         except _NoContext:
             refused.update(_no_context(item) for item in items)
-
-    def _store_one(self, association: Association, item: Item, number: int) -> int:
-        try:
-            answer = association.send_c_store(item.path, msg_id=number)
-        except RuntimeError:  # the association ended between two instances
-            answer = Dataset()
-        if "Status" not in answer:
-            raise Retry(f"{self._where}: the association broke, or no answer came within {_ANSWER:.0f} s; instances "
-                        "without an answer are sent again")
-        return int(answer.Status)
 
     # C-FIND
 
@@ -185,19 +193,15 @@ class DICOMDestination:
         query.QueryRetrieveLevel = "IMAGE"
         query.StudyInstanceUID, query.SeriesInstanceUID, query.SOPInstanceUID = study, series, ""
         listed: set[str] = set()
-        try:
-            for status, match in association.send_c_find(query, STUDY_ROOT_FIND):
-                if "Status" not in status:
-                    break
-                if status.Status in _PENDING:
-                    listed.add(str(match.get("SOPInstanceUID", "")) if match else "")
-                elif status.Status == 0:
-                    return listed
-                else:
-                    raise Retry(f"{self._where}: C-FIND was answered {status.Status:04X}, {meaning(status.Status)[1]}")
-        except RuntimeError:  # the association ended between two queries
-            pass
-        raise Retry(f"{self._where}: the association broke during C-FIND, or no answer came within {_ANSWER:.0f} s")
+        for status, match in association.send_c_find(query, STUDY_ROOT_FIND):
+            if "Status" not in status:
+                break
+            if status.Status == 0:
+                return listed
+            if status.Status not in _PENDING:
+                raise Retry(f"{self._where}: C-FIND was answered {status.Status:04X}, {meaning(status.Status)[1]}")
+            listed.add(str(match.get("SOPInstanceUID", "")) if match else "")
+        raise Retry(f"{self._where}: {_BROKEN} to C-FIND")
 
     def _there(self, item: Item, listed: set[str] | None) -> bool:
         acknowledged = _key(item) in self._stored
@@ -229,6 +233,9 @@ class DICOMDestination:
         association.dul.to_provider_queue = _Outbox(association.dul, self._throttle)
         try:
             yield association
+        except RuntimeError:  # pynetdicom's, when the association ended between two requests
+            association.abort()
+            raise Retry(f"{self._where}: {_BROKEN}") from None
         except BaseException:
             association.abort()
             raise
@@ -237,15 +244,14 @@ class DICOMDestination:
     def _tls(self) -> ssl.SSLContext:
         try:
             return ssl.create_default_context(cafile=str(self._config.tls_ca))
-        except OSError as error:  # ssl.SSLError is one too
-            raise Retry(f"tls_ca = {self._config.tls_ca} cannot be used ({error.strerror}): name a PEM file of CA "
-                        "certificates") from None
+        except OSError:  # ssl.SSLError is one too
+            raise Retry(f"tls_ca = {self._config.tls_ca} cannot be used: name a PEM file of CAs") from None
 
     def _rejected(self, answer: Any) -> str:
         reason = (answer.result, answer.result_source, answer.diagnostic)
-        words = _REJECTED.get(reason, "see its log").format(ours=self._config.calling_ae_title,
-                                                           theirs=self._config.ae_title)
-        return f"{self._where} rejected the association ({'/'.join(map(str, reason))}): {words}"
+        why = _REJECTED.get(reason, "see its log").format(ours=self._config.calling_ae_title,
+                                                         theirs=self._config.ae_title)
+        return f"{self._where} rejected the association ({'/'.join(map(str, reason))}): {why}"
 
     def _unreachable(self) -> str:
         """Why there was no answer: pynetdicom does not tell, so another connection is tried."""
@@ -254,21 +260,11 @@ class DICOMDestination:
                 if self._config.tls_ca:
                     with self._tls().wrap_socket(plain, server_hostname=self._config.host):
                         pass
-        except ssl.SSLCertVerificationError as error:
-            return f"{self._where}: its certificate is not trusted ({error.verify_message}); correct tls_ca or host"
-        except ssl.SSLError:
-            return f"{self._where}: TLS failed; does it speak DICOM TLS on this port?"
-        except socket.gaierror:
-            return f"{self._where}: the name cannot be resolved; check DNS and host"
-        except ConnectionRefusedError:
-            return f"{self._where}: nothing listens there; is the peer up, does the firewall let us through?"
-        except TimeoutError:
-            return f"{self._where}: no connection within {_CONNECT:.0f} s; does the firewall let us through?"
         except OSError as error:
-            return f"{self._where}: no connection ({error.strerror or type(error).__name__})"
-        return (f"{self._where} takes connections, but did not answer our request for an association within "
-                f"{_CONNECT:.0f} s or closed the connection; is it a DICOM port" +
-                ("?" if self._config.tls_ca else ", and without TLS (tls_ca)?"))
+            return words(self._where, error, _CONNECT)
+        return (f"{self._where} takes connections and hung up on our request for an association: is our AE title "
+                f"{self._config.calling_ae_title} on its list, and is it a DICOM port "
+                f"{'with' if self._config.tls_ca else 'without'} TLS (tls_ca)?")
 
 
 class _NoContext(Exception):
@@ -305,10 +301,6 @@ def _tune(event: evt.Event) -> None:
     connection.settimeout(_ANSWER)
 
 
-def _syntax(item: Item) -> str:
-    return item.transfer_syntax
-
-
 def _key(item: Item) -> tuple[str, str]:
     return item.sop_instance, item.sha256
 
@@ -325,18 +317,5 @@ def _named(uid: str) -> str:
 
 def meaning(status: int) -> tuple[bool, str]:
     """A failure of C-STORE, C-FIND or STOW-RS: whether to try again, and words (PS3.4 B.2.3, PS3.7 Annex C)."""
-    if status >> 8 == 0xA7 or status == 0x0213:
-        return True, "out of resources: is its disk full?"
-    if status == 0x0110:
-        return True, "processing failure: see its log"
-    if status in (0x0122, 0x0118, 0xA800):
-        return False, "SOP Class not supported: allow it at the peer or route these series elsewhere, then 'retry'"
-    if status == 0xC122:
-        return False, "transfer syntax not supported: allow it at the peer, then 'retry'"
-    if status == 0x0124:
-        return False, "not authorised: allow our account or AE title to store there, then 'retry'"
-    if status >> 8 == 0xA9:
-        return False, "data set does not match its SOP Class: see the peer's log; 'retry' sends it again"
-    if status >> 12 == 0xC:
-        return False, "cannot understand the data set: see the peer's log; 'retry' sends it again"
-    return False, "refused: see the peer's log, then 'retry'"
+    return next(((again, what) for codes, again, what in _FAILURES if status in codes),
+                (False, "refused: see the peer's log, then 'retry'"))

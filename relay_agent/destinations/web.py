@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 import socket
 import ssl
-from collections.abc import Callable, Iterable, Iterator
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from email.message import Message
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,44 @@ import requests
 from requests.adapters import HTTPAdapter
 
 from relay_agent import __version__
-from relay_agent.config import DICOMweb, XNAT
+from relay_agent.config import XNAT, DICOMweb
 from relay_agent.destinations import Retry
+from relay_agent.package import blocks
+from relay_agent.throttle import Throttle
 
 # No browser's name in it: XNAT asks browsers for a CSRF token (xdat SecureAction).
 USER_AGENT = f"relay-agent/{__version__}"
 _CONNECT = 30.0
 _BLOCK = 2**20
+
+
+def words(where: str, error: BaseException, timeout: float) -> str:
+    """What went wrong on the way to ``where``, and what to do."""
+    chain: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None and cause not in chain:
+        chain.append(cause)
+        reason = getattr(cause, "reason", None)
+        inner = reason if isinstance(reason, BaseException) else next(
+            (part for part in cause.args if isinstance(part, BaseException)), None)
+        cause = inner or cause.__cause__ or cause.__context__
+    for link in chain:
+        if isinstance(link, ssl.SSLCertVerificationError):
+            return (f"{where}: its certificate is not trusted ({link.verify_message}). If a proxy inspects "
+                    "TLS here, put its CA into ca_bundle")
+        if isinstance(link, ssl.SSLError):
+            return f"{where}: TLS failed ({link.reason or 'connection broken'})"
+        if isinstance(link, socket.gaierror):
+            return f"{where}: the name cannot be resolved; check DNS and the url"
+        if isinstance(link, requests.exceptions.ProxyError):
+            return f"{where}: the proxy refused or cannot be reached; check proxy"
+        if isinstance(link, ConnectionRefusedError):
+            return f"{where}: nothing listens there; is the server up, does the firewall let us through?"
+        if isinstance(link, requests.exceptions.ConnectTimeout):
+            return f"{where}: no connection within {_CONNECT:.0f} s; does the firewall let us through?"
+        if isinstance(link, (requests.exceptions.ReadTimeout, TimeoutError)):
+            return f"{where}: no answer within {timeout:.0f} s"
+    return f"{where}: the connection broke ({type(error).__name__})"
 
 
 class Web:
@@ -70,31 +102,7 @@ class Web:
 
     def words(self, error: BaseException) -> str:
         """What went wrong on the way, and what to do."""
-        chain: list[BaseException] = []
-        cause: BaseException | None = error
-        while cause is not None and cause not in chain:
-            chain.append(cause)
-            reason = getattr(cause, "reason", None)
-            inner = reason if isinstance(reason, BaseException) else next(
-                (part for part in cause.args if isinstance(part, BaseException)), None)
-            cause = inner or cause.__cause__ or cause.__context__
-        for link in chain:
-            if isinstance(link, ssl.SSLCertVerificationError):
-                return (f"{self.host}: its certificate is not trusted ({link.verify_message}). If a proxy inspects "
-                        "TLS here, put its CA into ca_bundle")
-            if isinstance(link, ssl.SSLError):
-                return f"{self.host}: TLS failed ({link.reason or 'connection broken'})"
-            if isinstance(link, socket.gaierror):
-                return f"{self.host}: the name cannot be resolved; check DNS and the url"
-            if isinstance(link, requests.exceptions.ProxyError):
-                return f"{self.host}: the proxy refused or cannot be reached; check proxy"
-            if isinstance(link, ConnectionRefusedError):
-                return f"{self.host}: nothing listens there; is the server up, does the firewall let us through?"
-            if isinstance(link, requests.exceptions.ConnectTimeout):
-                return f"{self.host}: no connection within {_CONNECT:.0f} s; does the firewall let us through?"
-            if isinstance(link, (requests.exceptions.ReadTimeout, TimeoutError)):
-                return f"{self.host}: no answer within {self.config.timeout:.0f} s"
-        return f"{self.host}: the connection broke ({type(error).__name__})"
+        return words(self.host, error, self.config.timeout)
 
     def failure(self, answer: requests.Response, what: str) -> str:
         """An unwelcome answer in words, with the beginning of its text made safe for a log."""
@@ -140,6 +148,37 @@ class Web:
             raise Retry(self.words(error)) from error
         except EOFError:
             raise Retry(f"{self.host}: the answer is cut off") from None
+
+
+class Multipart:
+    """DICOM files as a multipart body (RFC 2046 section 5.1), made while it is sent; of known length.
+
+    The length keeps it out of chunked transfer coding, of which some servers store nothing and answer 200.
+    """
+
+    def __init__(self, files: Sequence[Path], throttle: Throttle) -> None:
+        self._files = files
+        self._throttle = throttle
+        boundary = uuid.uuid4().hex
+        self.content_type = f'multipart/related; type="application/dicom"; boundary={boundary}'
+        self._before = f"\r\n--{boundary}\r\nContent-Type: application/dicom\r\n\r\n".encode()
+        self._end = f"\r\n--{boundary}--\r\n".encode()
+
+    def __len__(self) -> int:
+        """Bytes of the body."""
+        return sum(len(self._before) + file.stat().st_size for file in self._files) + len(self._end)
+
+    def __iter__(self) -> Iterator[bytes]:
+        """The body, as fast as the throttle allows."""
+        return self._throttle.paced(blocks(self._pieces()))
+
+    def _pieces(self) -> Iterator[bytes]:
+        for path in self._files:
+            yield self._before
+            with path.open("rb", buffering=0) as file:
+                while block := file.read(_BLOCK):
+                    yield block
+        yield self._end
 
 
 class _Reader:

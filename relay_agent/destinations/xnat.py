@@ -17,6 +17,8 @@ from typing import Any
 from urllib.parse import quote
 
 import requests
+from pydicom import dcmread
+from pydicom.errors import InvalidDicomError
 
 from relay_agent import dicom
 from relay_agent.config import XNAT
@@ -350,7 +352,7 @@ class XNATDestination:
         answer = self._ask("GET", path, params={"format": "zip"}, stream=True)
         if answer.status_code != 200:
             raise Retry(self._web.failure(answer, "the fetch for comparison"))
-        with answer, tempfile.SpooledTemporaryFile(_IN_MEMORY, dir=self._scratch) as spool:
+        with answer, tempfile.SpooledTemporaryFile(_IN_MEMORY, dir=str(self._scratch)) as spool:
             try:
                 for block in answer.iter_content(2**20):
                     spool.write(block)
@@ -358,10 +360,10 @@ class XNATDestination:
                     for entry in archive.infolist():
                         with archive.open(entry) as file:
                             try:
-                                data = dicom.dcmread(file)
+                                data = dcmread(file)
                                 yield entry.filename, entry.file_size, str(data.SOPInstanceUID), \
                                     dicom.content_digest(data)
-                            except (dicom.InvalidDicomError, AttributeError):
+                            except (InvalidDicomError, AttributeError):
                                 continue  # snapshots and catalogues are no instances
             except requests.RequestException as error:
                 raise Retry(self._web.words(error)) from error

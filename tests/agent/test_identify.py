@@ -12,13 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from relay_agent import identify as module
+from relay_agent import java_regex
 from relay_agent.identify import (
     COMMENT_TAGS,
     Identity,
     Rule,
-    RuleError,
     Rules,
-    RuleValueError,
     auto_archive,
     extract,
     identify,
@@ -27,6 +26,7 @@ from relay_agent.identify import (
     parse_rule,
     project_candidates,
 )
+from relay_agent.java_regex import RuleError, RuleValueError
 
 GOLDEN = Path(__file__).parent / "golden" / "identify" / "cases.jsonl"
 CASES: list[dict[str, Any]] = [json.loads(line) for line in GOLDEN.read_text(encoding="utf-8").splitlines()]
@@ -184,7 +184,7 @@ def test_rules_name_list_and_line() -> None:
 
 
 def test_hopeless_expressions_are_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "SECONDS", 0.5)
+    monkeypatch.setattr(java_regex, "SECONDS", 0.5)
     started = time.monotonic()
     with pytest.raises(RuleValueError) as caught:
         parse_rule("(0010,4000):(a+)+b").apply("a" * 64)
@@ -276,10 +276,11 @@ def test_needed_tags() -> None:
     assert needed_tags(RULES) == fixed | {"00181030"}
 
 
-def test_module_neither_logs_nor_prints() -> None:
-    tree = ast.parse(Path(module.__file__).read_text(encoding="utf-8"))
+@pytest.mark.parametrize(("source", "imports"), [(module, {"re"}), (java_regex, {"json", "re", "subprocess", "sys"})])
+def test_modules_neither_log_nor_print(source: Any, imports: set[str]) -> None:
+    tree = ast.parse(Path(source.__file__).read_text(encoding="utf-8"))
     imported = {name.name for node in ast.walk(tree) if isinstance(node, ast.Import) for name in node.names}
-    assert imported == {"json", "re", "subprocess", "sys"}
+    assert imported == imports
     assert "print" not in {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
 
 

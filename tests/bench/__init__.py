@@ -1,0 +1,1 @@
+"""Benchmarks: `python -m tests.bench` measures the agent and its peers side by side, in the same run."""

@@ -1,0 +1,1 @@
+"""From the socket to proof of arrival at the stand-in for the central XNAT, and through every fault on the way."""

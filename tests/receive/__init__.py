@@ -1,0 +1,1 @@
+"""Receive and stage, tried with real senders, raw bytes and real faults."""
