@@ -13,6 +13,7 @@ import logging
 import secrets
 import socket
 import struct
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
@@ -162,6 +163,7 @@ class Association:
         try:
             self._connection.settimeout(ARTIM)
             self._wire = wire.Wire(self._connection, self._max_pdu)
+            self._wire.deadline = time.monotonic() + ARTIM
             if self._negotiate():
                 how = self._loop()
         except wire.ProtocolError as error:
@@ -205,6 +207,8 @@ class Association:
         if length > self._max_pdu:
             raise wire.ProtocolError(wire.INVALID_PARAMETER, "the A-ASSOCIATE-RQ is too long")
         body = bytes(self._wire.take(length))
+        if len(body) < _FIXED:
+            raise wire.ProtocolError(wire.INVALID_PARAMETER, "the A-ASSOCIATE-RQ is malformed")
         called, calling = ae_title(body[4:20]), ae_title(body[20:36])
         request, context_name = self._decode(body, called, calling)
         refusal = self._refusal(calling, called, context_name, int.from_bytes(body[:2], "big"))
@@ -218,6 +222,7 @@ class Association:
         self._opened = Opened(secrets.randbits(62), receiver.name, calling, self._peer)
         self._is_open = True
         self._book.add(self._opened)
+        self._wire.deadline = None
         self._connection.settimeout(receiver.idle_timeout)
         return True
 
@@ -230,6 +235,9 @@ class Association:
             body = body[:4] + titles + known_items(body)[36:]
             pdu.decode(bytes((wire.A_ASSOCIATE_RQ, 0)) + len(body).to_bytes(4, "big") + body)
             request = pdu.to_primitive()
+            for proposed in request.presentation_context_definition_list:
+                if proposed.context_id is None or not proposed.abstract_syntax:
+                    raise ValueError("a presentation context is not whole")
             return request, str(request.application_context_name)
         except Exception:  # whatever malformed bytes make the decoder do
             raise wire.ProtocolError(wire.INVALID_PARAMETER, "the A-ASSOCIATE-RQ is malformed") from None
@@ -483,6 +491,7 @@ def ae_title(field: bytes) -> str:
     return title if title.isascii() and title.isprintable() and "\\" not in title else ""
 
 
+_FIXED = 68  # bytes of an A-ASSOCIATE-RQ's body before its items
 # Item types of an A-ASSOCIATE-RQ: bytes before the sub-items, and the sub-items (PS3.8 section 9.3.2, PS3.7 Annex D)
 _ITEMS: dict[int, tuple[int, frozenset[int]]] = {
     0x10: (0, frozenset()), 0x20: (4, frozenset((0x30, 0x40))), 0x50: (0, frozenset(range(0x51, 0x59)))}
@@ -493,8 +502,8 @@ def known_items(body: bytes) -> bytes:
 
     Such items shall be ignored (PS3.8 section 9.3.1), and pynetdicom's decoder fails on them.
     """
-    out = bytearray(body[:68])
-    for kind, value in _items(body, 68):
+    out = bytearray(body[:_FIXED])
+    for kind, value in _items(body, _FIXED):
         if kind not in _ITEMS:
             continue
         fixed, inside = _ITEMS[kind]

@@ -15,6 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from rich.markup import escape
 from rich.progress import Progress
 
 from relay_agent import __version__, check, config, dicom, log, receipt, receive, report, review, stage
@@ -172,17 +173,21 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _check(options: argparse.Namespace) -> int:
-    findings = list(check.run(_load(options), offline=options.offline))
+    ok = True
+    found = []
+    console = report.console()
+    for finding in check.run(_load(options), offline=options.offline):
+        ok = ok and finding.ok
+        if options.json:
+            found.append(asdict(finding))
+            continue
+        console.print("[green]ok[/]      " if finding.ok else "[red]finding[/] ", escape(finding.what), sep="",
+                      soft_wrap=True)
+        if not finding.ok and finding.remedy:
+            console.print(f"        → {escape(finding.remedy)}", soft_wrap=True)
     if options.json:
-        _json([asdict(finding) for finding in findings])
-    else:
-        console = report.console()
-        for finding in findings:
-            console.print(f"[green]ok[/]      {finding.what}" if finding.ok else f"[red]finding[/] {finding.what}",
-                          soft_wrap=True)
-            if not finding.ok and finding.remedy:
-                console.print(f"        → {finding.remedy}", soft_wrap=True)
-    return DONE if all(finding.ok for finding in findings) else FINDINGS
+        _json(found)
+    return DONE if ok else FINDINGS
 
 
 def _open(options: argparse.Namespace) -> tuple[Config, Ledger]:

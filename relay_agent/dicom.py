@@ -86,7 +86,7 @@ def read_header(path: Path, tags: Iterable[str] = ()) -> dict[str, str]:
     """Values of an instance's identifying elements, decoded, as ``{"GGGGEEEE": text}``; absent ones left out.
 
     Reads what stands before the pixel data, and only the wanted elements. :class:`NotDICOM` when the data set
-    cannot be read or has no Study, Series or SOP Instance UID.
+    cannot be read or has no Study, Series or SOP Instance UID, ``OSError`` when the file cannot.
     """
     wanted = {int(tag, 16) for tag in (*HEADER, *tags)} | {0x00080005}
     try:
@@ -94,6 +94,8 @@ def read_header(path: Path, tags: Iterable[str] = ()) -> dict[str, str]:
         values = {f"{element.tag:08X}": _text(element.value) for element in data}
     except InvalidDicomError:
         raise NotDICOM("there is no DICOM preamble (PS3.10 section 7.1)") from None
+    except OSError:  # says nothing of the instance
+        raise
     except Exception as error:  # whatever a broken file makes the parser do, it must not stop the others
         raise NotDICOM(f"the data set cannot be read ({type(error).__name__})") from None
     for tag, what in ((STUDY, "Study Instance UID"), (SERIES, "Series Instance UID"), (SOP, "SOP Instance UID")):

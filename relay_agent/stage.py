@@ -295,24 +295,29 @@ class Stager:
     def complete(self, now: float | None = None) -> int:
         """End the gathering of sessions that are quiet and not carried any more, or too old; how many."""
         now = time.monotonic() if now is None else now
-        rows = self._ledger.all("SELECT id, instances, opened FROM shipment WHERE state = ?", State.GATHERING)
+        rows = self._ledger.all("SELECT id, study_uid, receiver, instances, opened FROM shipment WHERE state = ? "
+                                "ORDER BY supplement", State.GATHERING)
         carried = {row[0] for row in self._ledger.all(
             "SELECT DISTINCT shipment FROM instance WHERE shipment IS NOT NULL AND association IN "
             "(SELECT id FROM association WHERE closed IS NULL)")} if rows else set()
         ended = 0
         watches: dict[int, _Watch] = {}
+        open_studies: set[tuple[str, str]] = set()
         for row in rows:
+            study = row["study_uid"], row["receiver"]
             age = min(max(time.time() - row["opened"], 0), self._config.stage.longest)
             watch = self._watches.get(row["id"]) or _Watch(now - age, now)
             if watch.instances != row["instances"]:
                 watch.instances, watch.grown = row["instances"], now
             quiet = now - watch.grown >= self._config.stage.quiet and row["id"] not in carried
-            if quiet or now - watch.opened >= self._config.stage.longest:
+            # A supplement goes where its session goes, and that is not known before the session is complete.
+            if study not in open_studies and (quiet or now - watch.opened >= self._config.stage.longest):
                 with self._ledger.write() as connection:
                     move(connection, row["id"], State.COMPLETE, "quiet" if quiet else "gathered for the longest time")
                 ended += 1
             else:
                 watches[row["id"]] = watch
+                open_studies.add(study)
         self._watches = watches
         return ended
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import struct
+import time
 
 A_ASSOCIATE_RQ, A_ASSOCIATE_AC, A_ASSOCIATE_RJ, P_DATA_TF = 0x01, 0x02, 0x03, 0x04
 A_RELEASE_RQ, A_RELEASE_RP, A_ABORT = 0x05, 0x06, 0x07
@@ -35,6 +36,7 @@ class Wire:
         self._buffer = bytearray(max(2 * largest, 64 * 1024))
         self._view = memoryview(self._buffer)
         self._start = self._end = 0
+        self.deadline: float | None = None  # by time.monotonic(), however often something is heard until then
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def take(self, count: int) -> memoryview:
@@ -54,6 +56,11 @@ class Wire:
             # A sender that leaves Nagle's algorithm on holds back the rest of an object until what it sent is
             # acknowledged, and TCP delays that by 40 ms unless told otherwise, again before each read.
             self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
+            if self.deadline is not None:
+                left = self.deadline - time.monotonic()
+                if left <= 0:
+                    raise TimeoutError
+                self._socket.settimeout(left)
             got = self._socket.recv_into(self._view[self._end:])
             if not got:
                 raise Closed

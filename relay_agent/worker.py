@@ -11,7 +11,7 @@ from relay_agent import alert
 from relay_agent.commitment import report_due
 from relay_agent.config import Config
 from relay_agent.destinations.xnat import XNATDestination
-from relay_agent.ledger import Ledger, State
+from relay_agent.ledger import Ledger, State, note
 from relay_agent.purge import purge
 from relay_agent.route import apply, decide
 from relay_agent.ship import Shipper
@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 
 _SETTLED = 15.0  # seconds after which a file must be in the ledger
 _AUDIT = 3600.0
+_WATCH = 30.0
 
 
 class Worker:
@@ -50,12 +51,15 @@ class Worker:
         reconcile(self._ledger, self._spool, self._config, settled=_SETTLED)
         threads = [threading.Thread(target=s.run, args=(self._work[d.name],), name=f"ship-{d.name}", daemon=True)
                    for s, d in zip(self._shippers, self._config.destination, strict=True)]
+        threads.append(threading.Thread(target=self._watch, name="alerts", daemon=True))
         for thread in threads:
             thread.start()
-        chores = [_Chore(60.0, self._look_for_strays), _Chore(60.0, self._tell), _Chore(_AUDIT, self._audit),
+        chores = [_Chore(_AUDIT, self._audit), _Chore(60.0, self._look_for_strays),
                   _Chore(10.0, lambda: purge(self._ledger, self._spool, self._config.purge.retention)),
                   _Chore(5.0, lambda: report_due(self._config, self._ledger, self._spool)),
                   _Chore(60.0, self._ledger.settle)]
+        with self._ledger.write() as connection:
+            note(connection, None, "the worker started")
         log.info("working", extra={"destinations": [d.name for d in self._config.destination]})
         while not self._stop.is_set():
             moved = self._guard(self.step)
@@ -96,9 +100,12 @@ class Worker:
     def _audit(self) -> None:
         self._missing = missing_files(self._ledger, self._spool)
 
+    def _watch(self) -> None:
+        """Alerts, in a thread of their own: a mail server that hangs must not hold up the shipments."""
+        while not self._stop.wait(_WATCH):
+            self._guard(self._tell)
+
     def _tell(self) -> None:
-        if self._mailer is None:
-            return
         tokens = {d.name: s.there.trouble for s, d in zip(self._shippers, self._config.destination, strict=True)
                   if isinstance(s.there, XNATDestination) and s.there.trouble}
         extra = [alert.Condition("files missing", "spool", f"{len(self._missing)} instances that should be here have no "

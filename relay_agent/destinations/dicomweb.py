@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,15 @@ from relay_agent import dicom
 from relay_agent.config import ConfigError, DICOMweb, secret
 from relay_agent.destinations import DeliveryError, Finding, Proof, Retry, Stopped
 from relay_agent.destinations.dicom import meaning
-from relay_agent.destinations.web import Multipart, Web
+from relay_agent.destinations.multipart import Multipart, read_parts
+from relay_agent.destinations.web import Web
 from relay_agent.package import Item, Manifest, content
 from relay_agent.throttle import Throttle
 
 _JSON = "application/dicom+json"
 # "*" is the stored transfer syntax; without it an archive may decompress what it gives back (PS3.18 section 8.7.3.5.2)
 _INSTANCES = 'multipart/related; type="application/dicom"; transfer-syntax=*'
+_BLOCK = 2**20
 _PAGE = 1000  # instances asked for at a time
 
 # Attributes of the answer to STOW-RS (PS3.18 table 10.5.3-1) and of QIDO-RS
@@ -212,17 +214,26 @@ class DICOMwebDestination:
             if answer.status_code != 200:
                 return self._web.failure(answer, "WADO-RS")
             file = Path(folder) / "instance"
-            for _ in self._web.parts(answer, file):
-                try:
-                    meta = dicom.read_meta(file)
-                except dicom.NotDICOM:
-                    continue
-                item = wanted.get(meta.sop_instance)
-                how = _same(item, file, meta) if item else ""
-                if item and how:
-                    where = f"{path.partition('/instances/')[0]}/instances/{item.sop_instance}".lstrip("/")
-                    proofs[item.id] = Proof(item.sop_instance, how, where, file.stat().st_size)
+            try:
+                for _ in read_parts(answer.headers.get("Content-Type", ""), answer.iter_content(_BLOCK), file):
+                    self._compare_one(path, file, wanted, proofs)
+            except requests.RequestException as error:
+                raise Retry(self._web.words(error)) from error
+            except EOFError:
+                raise Retry(f"{self._web.host}: the answer is cut off") from None
         return ""
+
+    @staticmethod
+    def _compare_one(path: str, file: Path, wanted: Mapping[str, Item], proofs: dict[int, Proof]) -> None:
+        try:
+            meta = dicom.read_meta(file)
+        except dicom.NotDICOM:
+            return
+        item = wanted.get(meta.sop_instance)
+        how = _same(item, file, meta) if item else ""
+        if item and how:
+            where = f"{path.partition('/instances/')[0]}/instances/{item.sop_instance}".lstrip("/")
+            proofs[item.id] = Proof(item.sop_instance, how, where, file.stat().st_size)
 
 
 def _same(item: Item, file: Path, meta: dicom.Meta) -> str:

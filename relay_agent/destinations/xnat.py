@@ -6,14 +6,17 @@ at any point: before anything is sent, and after anything that is unclear, the s
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
+import re
 import tempfile
 import time
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 from urllib.parse import quote
 
 import requests
@@ -41,7 +44,8 @@ class _File:
     name: str
     size: int
     md5: str
-    scan: str
+    scan: str  # address of its scan
+    address: str  # its own
 
 
 class XNATDestination:
@@ -56,6 +60,7 @@ class XNATDestination:
         self._projects = projects
         self._web = Web(config, None)
         self._compression = Compression(config.compression)
+        self._took: set[int] = set()  # new versions that XNAT took in this run
 
     @property
     def trouble(self) -> str:
@@ -65,7 +70,10 @@ class XNATDestination:
     # The verbs
 
     def missing(self, manifest: Manifest, location: str | None) -> Sequence[Item]:
-        """The items that neither archive nor prearchive holds."""
+        """The items that neither archive nor prearchive holds.
+
+        Where no digest can tell a new version from the old one, it is sent at least once in a run.
+        """
         experiment = self._experiment(manifest)
         rows = self._rows(manifest)
         if location and "/prearchive/" in location and not rows and experiment is None:
@@ -74,10 +82,9 @@ class XNATDestination:
         files = self._archived(experiment) if experiment else []
         for row in rows:
             files += self._prearchived(row)
-        rewriting = self._rewrites(manifest.project)
-        found = match(manifest, files, rewriting)
-        return [item for item in manifest.items if item.id not in found or (item.replaces and rewriting
-                                                                            and found[item.id].md5 != item.md5)]
+        found = match(manifest, files, self._rewrites(manifest.project))
+        return [item for item in manifest.items if item.id not in found or (
+            item.replaces and found[item.id].md5 != item.md5 and item.id not in self._took)]
 
     def send(self, manifest: Manifest, part: Sequence[Item]) -> str:
         """POST one zip; raises unless XNAT names the session in the prearchive that took it."""
@@ -100,6 +107,7 @@ class XNATDestination:
             raise Stopped("XNAT put the session elsewhere, not into the project of the route: "
                           "the project does not exist there or this account may not create sessions in it. Move or "
                           "delete that session in the prearchive, correct the project, then 'retry'")
+        self._took.update(item.id for item in part if item.replaces)
         return f"{answer.status_code} {_short(' '.join(uris))}"
 
     def finish(self, manifest: Manifest) -> str:
@@ -108,7 +116,7 @@ class XNATDestination:
         experiment = self._experiment(manifest)
         for row in rows:
             self._require_idle(row)
-            url = str(row["url"])
+            url = f"/data{row['url']}"
             if not self._wants_archive(manifest):
                 self._build(row)
                 if self._config.accept_prearchive:
@@ -126,19 +134,18 @@ class XNATDestination:
     def prove(self, manifest: Manifest, location: str) -> Sequence[Proof]:
         """Compare every instance with what lies in the archive, by MD5 or by fetching it."""
         if "/prearchive/" in location:
-            base, files = location, [f for row in self._rows(manifest) for f in self._prearchived(row)]
+            files = [file for row in self._rows(manifest) for file in self._prearchived(row)]
         else:
             experiment = self._experiment(manifest)
             if experiment is None:
                 raise Retry("the session is not in the archive any more")
-            base, files = f"/data/experiments/{experiment}", self._archived(experiment)
-        rewriting = self._rewrites(manifest.project)
-        found = match(manifest, files, rewriting)
+            files = self._archived(experiment)
+        found = match(manifest, files, self._rewrites(manifest.project))
         proofs = {item.id: Proof(item.sop_instance, "md5", found[item.id].name, found[item.id].size)
                   for item in manifest.items if item.id in found and found[item.id].md5 == item.md5}
-        rest = [item for item in manifest.items if item.id not in proofs]
+        rest = {item: found[item.id] for item in manifest.items if item.id in found and item.id not in proofs}
         if rest:
-            proofs |= self._fetch(manifest, base, files, rest, found)
+            proofs |= self._fetch(rest)
         lacking = len(manifest.items) - len(proofs)
         if lacking:
             raise Retry(f"{lacking} of {len(manifest.items)} instances are not in the archive as they were sent")
@@ -176,13 +183,19 @@ class XNATDestination:
         answer = self._web.ask(method, path, **request)
         if answer.status_code == 401:
             self._tokens.forget()
-            raise Retry(f"{self._web.host}: the credential was refused. If this lasts, write a valid user:password or "
-                        "alias:secret into the credential file")
+            raise Retry(self._refused)
         return answer
+
+    @property
+    def _refused(self) -> str:
+        return (f"{self._web.host}: the credential was refused. If this lasts, write a valid user:password or "
+                "alias:secret into the credential file")
 
     def _issue(self, pair: tuple[str, str]) -> dict[str, str]:
         self._web.auth = pair
         answer = self._web.ask("GET", "/data/services/tokens/issue")
+        if answer.status_code == 401:
+            raise Retry(self._refused)
         if answer.status_code != 200:
             raise Retry(self._web.failure(answer, "the request for a token"))
         token = self._web.json(answer, "the request for a token")
@@ -206,9 +219,14 @@ class XNATDestination:
             raise Retry(f"{self._web.host}: GET {_short(path)} has no result set") from None
 
     def _rows(self, manifest: Manifest) -> list[dict[str, Any]]:
-        """This session's rows in the prearchive, oldest first (a busy session gets siblings)."""
+        """This session's rows in the prearchive, oldest first (a busy session gets siblings).
+
+        A row of this study under other labels is not ours: to commit it would archive under those.
+        """
+        name = re.compile(re.escape(manifest.session) + r"(_\d)?")
         rows = self._list(f"/data/prearchive/projects/{quote(manifest.project)}")
-        return sorted((row for row in rows if row.get("tag") == manifest.study_uid), key=lambda row: str(row["timestamp"]))
+        return sorted((row for row in rows if row.get("tag") == manifest.study_uid and name.fullmatch(
+            str(row.get("name"))) and row.get("subject") == manifest.subject), key=lambda row: str(row["timestamp"]))
 
     def _experiment(self, manifest: Manifest) -> str | None:
         """ID of the archived session; :class:`Stopped` when its label belongs to another study."""
@@ -233,18 +251,18 @@ class XNATDestination:
         base = f"/data/experiments/{quote(experiment)}/scans"
         files: list[_File] = []
         for scan in self._list(base):
-            number = str(scan["ID"])
-            files += [_file(row, number) for row in self._list(f"{base}/{quote(number)}/files")]
+            place = f"{base}/{quote(str(scan['ID']))}"
+            files += [_file(row, place) for row in self._list(f"{place}/files")]
         return files
 
     def _prearchived(self, row: Mapping[str, Any]) -> list[_File]:
         base = f"/data{row['url']}/scans"
         files: list[_File] = []
         for scan in self._list(base):
-            number = str(scan["ID"])
-            for resource in self._list(f"{base}/{quote(number)}/resources"):
+            place = f"{base}/{quote(str(scan['ID']))}"
+            for resource in self._list(f"{place}/resources"):
                 label = str(resource.get("label") or "DICOM")
-                files += [_file(r, number) for r in self._list(f"{base}/{quote(number)}/resources/{quote(label)}/files")]
+                files += [_file(row, place) for row in self._list(f"{place}/resources/{quote(label)}/files")]
         return files
 
     def _rewrites(self, project: str) -> bool:
@@ -254,6 +272,8 @@ class XNATDestination:
             paths.append("/xapi/anonymize/site/enabled")
         for path in paths:
             answer = self._ask("GET", path)
+            if answer.status_code >= 500 or "html" in answer.headers.get("Content-Type", ""):
+                raise Retry(self._web.failure(answer, f"GET {path}"))
             # An account that may not ask is told nothing; then a digest that differs proves nothing either way.
             if answer.status_code != 200 or answer.text.strip().strip('"').lower() != "false":
                 return True
@@ -321,54 +341,63 @@ class XNATDestination:
         if answer.status_code in (403, 423) and ("progress" in answer.text or answer.status_code == 423):
             raise Retry("XNAT is at work on the session (locked)", after=10)
         if answer.status_code == 409:
-            raise Stopped(f"XNAT does not archive the session ({_short(answer.text)}). Its log in XNAT's prearchive "
+            raise Stopped(f"{self._web.failure(answer, 'the request to archive')}. The session's log in XNAT's prearchive "
                           "says more; settle the conflict there, then 'retry'")
         raise Retry(self._web.failure(answer, "the request to archive"))
 
     # Fetching back
 
-    def _fetch(self, manifest: Manifest, base: str, files: Sequence[_File], rest: Sequence[Item],
-               found: Mapping[int, _File]) -> dict[int, Proof]:
-        """Proofs by content for items whose digest proves nothing."""
+    def _fetch(self, rest: Mapping[Item, _File]) -> dict[int, Proof]:
+        """Proofs by content for items whose digest proves nothing; :class:`Stopped` when the content is another."""
         wanted = {item.sop_instance: item for item in rest}
-        listed: dict[int, Proof] = {}
-        scans = sorted({file.scan for file in files})
         if self._config.verify == "sample":
-            first = {item.series_uid: item for item in reversed(rest) if item.id in found}
-            scans = sorted({found[item.id].scan for item in first.values()})
-            sampled = {item.id for item in first.values()}
-            listed = {item.id: Proof(item.sop_instance, "listed", found[item.id].name, found[item.id].size)
-                      for item in rest if item.id in found and item.id not in sampled}
+            first = {item.series_uid: file for item, file in reversed(list(rest.items()))}
+            fetched = (part for file in first.values() for part in self._download(file.address))
+        else:
+            fetched = (part for scan in sorted({file.scan for file in rest.values()})
+                       for part in self._download(f"{scan}/files", format="zip"))
         proofs: dict[int, Proof] = {}
-        for scan in scans:
-            for name, size, sop, digest in self._download(f"{base}/scans/{quote(scan)}/files"):
-                item = wanted.get(sop)
-                if item is not None and digest == content(item.path):
-                    proofs[item.id] = Proof(sop, "content", name, size)
-        return {**listed, **proofs}
+        other: set[int] = set()
+        for name, size, sop, digest in fetched:
+            item = wanted.get(sop)
+            if item is not None and digest == content(item.path):
+                proofs[item.id] = Proof(sop, "content", name, size)
+            elif item is not None:
+                other.add(item.id)
+        if other - proofs.keys():
+            self._took -= other
+            raise Stopped(f"{len(other - proofs.keys())} of {len(rest)} instances in XNAT are not what was sent, by their "
+                          "pixels or content: damaged there, or changed by the central site. Ask there; what is deleted "
+                          "there is sent again by 'retry'")
+        if self._config.verify == "sample":
+            sampled = {item.series_uid for item in rest if item.id in proofs}
+            listed = {item.id: Proof(item.sop_instance, "listed", file.name, file.size)
+                      for item, file in rest.items() if item.series_uid in sampled}
+            return {**listed, **proofs}
+        return proofs
 
-    def _download(self, path: str) -> Iterator[tuple[str, int, str, bytes]]:
-        """Name, size, SOP Instance UID and content digest of each DICOM file of a scan."""
-        answer = self._ask("GET", path, params={"format": "zip"}, stream=True)
+    def _download(self, path: str, **params: str) -> Iterator[tuple[str, int, str, bytes]]:
+        """Name, size, SOP Instance UID and content digest of a DICOM file, or of each in a zip."""
+        answer = self._ask("GET", path, params=params, stream=True)
         if answer.status_code != 200:
             raise Retry(self._web.failure(answer, "the fetch for comparison"))
         with answer, tempfile.SpooledTemporaryFile(_IN_MEMORY, dir=str(self._scratch)) as spool:
             try:
                 for block in answer.iter_content(2**20):
                     spool.write(block)
+                if not params:
+                    yield from _instance(path.rpartition("/")[2], spool)
+                    return
                 with zipfile.ZipFile(spool) as archive:
                     for entry in archive.infolist():
                         with archive.open(entry) as file:
-                            try:
-                                data = dcmread(file)
-                                yield entry.filename, entry.file_size, str(data.SOPInstanceUID), \
-                                    dicom.content_digest(data)
-                            except (InvalidDicomError, AttributeError):
-                                continue  # snapshots and catalogues are no instances
+                            yield from _instance(entry.filename, file)
             except requests.RequestException as error:
                 raise Retry(self._web.words(error)) from error
             except zipfile.BadZipFile:
                 raise Retry(f"{self._web.host}: what was fetched for comparison is no whole zip") from None
+            except OSError as error:
+                raise Retry(f"what was fetched for comparison cannot be written here: {error.strerror}") from error
 
 
 def match(manifest: Manifest, files: Iterable[_File], rewriting: bool) -> dict[int, _File]:
@@ -404,12 +433,21 @@ def match(manifest: Manifest, files: Iterable[_File], rewriting: bool) -> dict[i
     return found
 
 
+def _instance(name: str, file: IO[bytes]) -> Iterator[tuple[str, int, str, bytes]]:
+    """What :meth:`XNATDestination._download` says of a file; nothing of snapshots and catalogues."""
+    size = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    with contextlib.suppress(InvalidDicomError, AttributeError):
+        data = dcmread(file)
+        yield name, size, str(data.SOPInstanceUID), dicom.content_digest(data)
+
+
 def _file(row: Mapping[str, Any], scan: str) -> _File:
-    return _File(str(row["Name"]), int(row.get("Size") or 0), str(row.get("digest") or "").lower(), scan)
+    uri = str(row.get("URI"))
+    return _File(str(row["Name"]), int(row.get("Size") or 0), str(row.get("digest") or "").lower(), scan,
+                 quote(uri if uri.startswith("/data/") else f"/data{uri}"))
 
 
 def _short(text: str) -> str:
-    """The beginning of a server's text, on one line; labels are cut off, as they may be patients' names."""
-    for mark in ("/subjects/", "/experiments/"):
-        text = text.partition(mark)[0]
-    return " ".join(text.split())[:200]
+    """An address for a message, up to the project: what follows may be labels, and those patients' names."""
+    return re.sub(r"(/(?:projects|experiments)/[^/\s]+)/\S+", r"\1/…", " ".join(text.split()))[:200]

@@ -81,13 +81,13 @@ def receive(corpus: Corpus, folder: Path, quick: bool) -> Section:
                                ours.rate / found[STORESCP].rate, 1)]
         targets.append(Target(f"{load.name}: CPU per instance against storescp",
                               ours.cpu_instance / max(found[STORESCP].cpu_instance, 1e-3), 1.5, at_least=False))
-    targets.append(Target("receive memory, all processes together",
-                          max(Medians(runs, load.name, AGENT).together for load in loads), 150, at_least=False, unit="MB"))
+    peak = max(Medians(runs, load.name, AGENT).together for load in loads)
+    targets.append(Target("receive memory, all processes together", peak, 150, at_least=False, unit="MB"))
     sizes_kb = ", ".join(f"{kind} {corpus.study(kind, 1, one).size / one / 1000:.0f} kB"
                          for kind, (one, _) in sizes.items())
     notes = [f"medians of {rounds} interleaved rounds; instances of {sizes_kb}; TCP_NODELAY=1 for dcmsend and the "
              "DCMTK-based servers; time is that of the whole dcmsend; sender and server share the cores",
-             "peak MB: resident memory of the largest process; all MB: of all processes, shared pages counted once (PSS)",
+             "peak MB: resident memory of the largest process; all MB: of all processes, shared pages counted once",
              *(f"{name}: {durability}" for name, durability in DURABILITY.items())]
     return Section("receive", [Table("Receive", ("load", "server", "inst/s", "range", "MB/s", "ours is", "CPU ms/inst",
                                                  "ours is", "peak MB", "all MB"), rows, notes)], targets, runs)

@@ -121,7 +121,7 @@ def intact(agent: Agent) -> int:
     def known() -> set[str]:
         return {r["path"] for r in agent.ledger.all("SELECT path FROM instance WHERE purged IS NULL")}
 
-    wait_for(lambda: known() == set(paths), 10, f"ledger and spool differ: {known() ^ set(paths)}")
+    wait_for(lambda: known() == set(paths), 30, f"the ledger lacks {set(paths) - known()} and has {known() - set(paths)}")
     assert agent.json("status")["balance"]["difference"] == 0
     return len(paths)
 

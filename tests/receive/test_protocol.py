@@ -56,7 +56,6 @@ FIRST = {  # instead of an A-ASSOCIATE-RQ: what is sent, reason of the abort
     "length of 4 GiB": (b"\1\0\xff\xff\xff\xff", INVALID),
     "empty request": (scu.pdu(scu.RQ, b""), INVALID),
     "request of 10 bytes": (scu.pdu(scu.RQ, bytes(10)), INVALID),
-    "no items": (scu.associate_rq()[:74].replace(scu.associate_rq()[2:6], (68).to_bytes(4, "big"), 1), INVALID),
     "item longer than the PDU": (scu.associate_rq(more=b"\x20\0\xff\xff"), INVALID),
     "item cut off": (scu.associate_rq(more=b"\x20\0"), INVALID),
     "HTTP": (b"GET / HTTP/1.1\r\nHost: relay\r\n\r\n", UNRECOGNISED),
@@ -315,7 +314,7 @@ def test_two_thousand_associations(target: Agent) -> None:
     before = {pid: (descriptors(pid), proof.status_kib(pid, "Threads")) for pid in processes}
     memory = {pid: proof.status_kib(pid, "VmRSS") for pid in processes}
     some(2000)
-    ended = ("SELECT count(*) FROM association WHERE calling_ae = 'PATIENCE' AND ended = 'released' AND receiver = 'RELAY'")
+    ended = "SELECT count(*) FROM association WHERE calling_ae = 'PATIENCE' AND ended = 'released'"
     wait_for(lambda: target.ledger.value(ended) == 2300, say="an association is not in the ledger")
     assert [master, *proof.children(master)] == processes
     wait_for(lambda: {pid: (descriptors(pid), proof.status_kib(pid, "Threads")) for pid in processes} == before,
@@ -428,16 +427,15 @@ def test_half_open_connections_end(target: Agent) -> None:
                    (("silent", silent), ("half", half), ("dripping", dripping))]
         for thread in threads:
             thread.start()
-        for n in range(60):
+        n = 0
+        while any(thread.is_alive() for thread in threads) and n < 150:
             with contextlib.suppress(OSError):
                 dripping.send(request[n:n + 1])
+            n += 1
             time.sleep(0.5)
             if n % 20 == 0:
                 sees_a_healthy_box(target)
-        assert not ends, f"closed before its time: {ends}"
-        for thread in threads:
-            thread.join(25)
-        assert set(ends) == {"silent", "half", "dripping"}
+        assert set(ends) == {"silent", "half", "dripping"} and min(ends.values()) > 29
     sees_a_healthy_box(target)
 
 

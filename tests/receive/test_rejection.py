@@ -97,6 +97,9 @@ def test_titles_filled_up_with_nul(strict: Agent) -> None:
 def test_application_context_unknown(strict: Agent) -> None:
     """PS3.7 annex A: there is one DICOM application context."""
     assert answer(strict, "TITLES", calling="MR1", name="1.2.840.10008.3.1.1.2") == CONTEXT_UNKNOWN
+    with scu.SCU(strict.ports["TITLES"]) as peer:  # none at all
+        peer.send(scu.pdu(scu.RQ, scu.associate_rq(called="TITLES", calling="MR1")[6:74]))
+        assert peer.rest() == [(scu.RJ, bytes((0, *CONTEXT_UNKNOWN)))]
 
 
 @pytest.mark.parametrize(("version", "rejection"), [(1, None), (3, None), (0xFFFF, None), (2, VERSION_UNKNOWN),
