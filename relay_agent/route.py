@@ -7,7 +7,7 @@ import re
 import sqlite3
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from relay_agent import deidentify, dicom
 from relay_agent.config import XNAT, Config, Identify, Route
@@ -16,6 +16,9 @@ from relay_agent.identify import Identity, identify, needed_tags
 from relay_agent.java_regex import RuleValueError
 from relay_agent.ledger import Ledger, State, Stop, move
 from relay_agent.spool import Spool
+
+_LABELS = ("project", "subject", "session")
+_NOBODY = Identity(None, None, None, None, {})
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,31 +39,37 @@ def decide(config: Config, ledger: Ledger, spool: Spool, shipment: int) -> Decis
     row = ledger.one("SELECT * FROM shipment WHERE id = ?", shipment)
     if row is None:
         raise KeyError(shipment)
-    try:
-        found = _identity(config, ledger, spool, row)
-    except RuleValueError as error:
-        return Decision(State.HELD, f"a routing rule cannot be used on this session: {error}", Identity(None, None, None, None, {}))
+    by_hand = _by_hand(row)
     base = ledger.one("SELECT * FROM shipment WHERE study_uid = ? AND receiver = ? AND supplement = 0",
-                      row["study_uid"], row["receiver"])
-    if row["supplement"] and base is not None and not row["project"]:
+                      row["study_uid"], row["receiver"]) if row["supplement"] else None
+    chosen = row["route"]
+    if base is not None and "project" not in by_hand:
         if base["state"] in (State.HELD, State.REJECTED, State.GATHERING, State.COMPLETE):
-            return Decision(State.HELD, f"belongs to shipment {base['id']}, which is {base['state']}", found)
+            return Decision(State.HELD, f"belongs to shipment {base['id']}, which is {base['state']}",
+                            _overruled(_NOBODY, by_hand))
         found = Identity(base["project"], base["subject"], base["session"],
                          None if base["auto_archive"] is None else bool(base["auto_archive"]),
-                         {"project": f"shipment {base['id']}"})
-        row_route = base["route"]
+                         dict.fromkeys(_LABELS, f"shipment {base['id']}"))
+        chosen = chosen or base["route"]
     else:
-        row_route = row["route"]
-    route = _route(config, ledger, spool, row, found, row_route)
+        try:
+            found = _identity(config, ledger, spool, shipment)
+        except RuleValueError as error:
+            if len(by_hand) < len(_LABELS):
+                return Decision(State.HELD, f"a routing rule cannot be used on this session: {error}",
+                                _overruled(_NOBODY, by_hand))
+            found = _NOBODY
+    found = _overruled(found, by_hand)
+    route = _route(config, ledger, spool, row, found, chosen)
     if route is None:
         return Decision(State.HELD, "no route takes it; assign it by hand or add a route", found)
-    if route.assign_project and not row["project"]:
+    if route.assign_project and base is None and "project" not in by_hand:
         found = Identity(route.assign_project, found.subject, found.session, found.auto_archive,
                          {**found.sources, "project": f"route {route.name}"})
     if found.auto_archive is None and route.auto_archive is not None:
         found = Identity(found.project, found.subject, found.session, route.auto_archive,
                          {**found.sources, "auto_archive": f"route {route.name}"})
-    lacking = [name for name in ("project", "subject", "session") if not getattr(found, name)]
+    lacking = [name for name in _LABELS if not getattr(found, name)]
     if lacking and any(isinstance(config.destination_named(name), XNAT) for name in route.destinations):
         return Decision(State.HELD, f"no {' and no '.join(lacking)} was found; assign it by hand", found, route)
     obstacle = deidentify.why_not(route.scripts)
@@ -88,19 +97,21 @@ def apply(ledger: Ledger, shipment: int, decision: Decision) -> None:
                 [(shipment, name, Stop.WAITING, time.time()) for name in decision.route.destinations])
 
 
-def _identity(config: Config, ledger: Ledger, spool: Spool, row: sqlite3.Row) -> Identity:
-    """What XNAT would make of the session's first instance, overruled by what a person assigned."""
-    rules = config.identify.rules()
-    first = ledger.value("SELECT path FROM instance WHERE shipment = ? ORDER BY id LIMIT 1", row["id"])
-    found = identify(_values(spool, first, needed_tags(rules)), rules, known_project(config.identify))
-    assigned = {name: row[name] for name in ("project", "subject", "session") if row[name]}
+def _by_hand(row: sqlite3.Row) -> dict[str, str]:
+    """The labels that a person gave; the others are found anew each time."""
     sources = json.loads(row["sources"] or "{}")
-    assigned = {name: value for name, value in assigned.items() if sources.get(name) == "a person"}
-    if not assigned:
-        return found
-    return Identity(assigned.get("project", found.project), assigned.get("subject", found.subject),
-                    assigned.get("session", found.session), found.auto_archive,
-                    {**found.sources, **dict.fromkeys(assigned, "a person")})
+    return {name: row[name] for name in _LABELS if row[name] and sources.get(name) == "a person"}
+
+
+def _overruled(found: Identity, by_hand: Mapping[str, str]) -> Identity:
+    return replace(found, **by_hand, sources={**found.sources, **dict.fromkeys(by_hand, "a person")})
+
+
+def _identity(config: Config, ledger: Ledger, spool: Spool, shipment: int) -> Identity:
+    """What XNAT would make of the session's first instance."""
+    rules = config.identify.rules()
+    first = ledger.value("SELECT path FROM instance WHERE shipment = ? ORDER BY id LIMIT 1", shipment)
+    return identify(_values(spool, first, needed_tags(rules)), rules, known_project(config.identify))
 
 
 def known_project(settings: Identify) -> Callable[[str], str | None] | None:

@@ -8,7 +8,6 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -338,7 +337,3 @@ def test_links_in_the_landing_directory_are_not_followed(box: Box) -> None:
         assert (box.folder / "elsewhere.dcm").exists()
     finally:
         landing.close()
-
-
-def test_an_image_is_another_one_in_any_of_its_parts() -> None:
-    assert len({Image().data_set(), replace(Image(), version=1).data_set(), replace(Image(), sop="1").data_set()}) == 3

@@ -111,9 +111,9 @@ def end_to_end(corpus: Corpus, folder: Path, quick: bool) -> Section:
              "Orthanc: each series is handed on (POST /dicom-web/servers/…/stow, default settings) as soon as its last "
              "instance is in, which is sooner than Orthanc could know by itself; until the destination counts all "
              "instances; nothing is compared",
-             f"{AGENT} delivers over HTTPS with a verified certificate; Orthanc over plain HTTP, because Debian's Orthanc "
-             "crashes as an HTTPS server, so that it is spared the cost of TLS",
-             "destinations on the same machine: a small server in Python stands in for XNAT, Orthanc's is another Orthanc"]
+             f"{AGENT} delivers over HTTPS with a verified certificate; Orthanc over plain HTTP, because Debian's "
+             "Orthanc crashes as an HTTPS server, so that it is spared the cost of TLS",
+             "destinations on the same machine: for XNAT a small stand-in in Python, for Orthanc another Orthanc"]
     return Section("end-to-end", [Table("End to end on loopback", (
         "load", "relay", "seconds", "net", "inst/s net", "ours is", "CPU s/GB", "ours is", "peak MB", "all MB"), rows,
         notes)], targets, runs)
@@ -137,16 +137,16 @@ def _through_agent(place: Path, studies: Sequence[tuple[str, Study]]) -> list[Ru
 
 def _through_orthanc(place: Path, studies: Sequence[tuple[str, Study]]) -> list[Run]:
     runs = []
-    with orthanc(place / "b") as there:
-        with orthanc(place / "a", servers={"b": {"Url": f"{there.rest}/dicom-web/"}}) as relay:
-            for load, study in studies:
-                os.sync()
-                with measured(relay.roots) as cost:
-                    start = time.monotonic()
-                    _forward(relay, there, study)
-                    cost.seconds = time.monotonic() - start
-                runs.append(Run("end-to-end", load, ORTHANC, study.instances, study.size, cost.seconds, cost.cpu,
-                                cost.largest, cost.together))
+    with orthanc(place / "b") as there, \
+            orthanc(place / "a", servers={"b": {"Url": f"{there.rest}/dicom-web/"}}) as relay:
+        for load, study in studies:
+            os.sync()
+            with measured(relay.roots) as cost:
+                start = time.monotonic()
+                _forward(relay, there, study)
+                cost.seconds = time.monotonic() - start
+            runs.append(Run("end-to-end", load, ORTHANC, study.instances, study.size, cost.seconds, cost.cpu,
+                            cost.largest, cost.together))
     return runs
 
 

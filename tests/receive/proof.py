@@ -113,15 +113,17 @@ def partials(agent: Agent) -> list[Path]:
 
 def intact(agent: Agent) -> int:
     """Every file hashes to its name and has its row, every row has its file, the sum is right; how many files."""
-    wait_for(lambda: not partials(agent), 10, f"left behind: {partials(agent)}")
-    paths = {str(path.relative_to(agent.config.spool)): path for path in agent.config.spool.rglob("*.dcm")}
-    for path in paths.values():
-        assert hashlib.sha256(part10(path)[1]).hexdigest() == path.stem, f"{path.name} is not what it is named"
+    def there() -> set[str]:
+        return {str(path.relative_to(agent.config.spool)) for path in agent.config.spool.rglob("*.dcm")}
 
     def known() -> set[str]:
         return {r["path"] for r in agent.ledger.all("SELECT path FROM instance WHERE purged IS NULL")}
 
-    wait_for(lambda: known() == set(paths), 30, f"the ledger lacks {set(paths) - known()} and has {known() - set(paths)}")
+    wait_for(lambda: not partials(agent), 30, f"left behind: {partials(agent)}")
+    wait_for(lambda: known() == there(), 30, "ledger and spool do not become the same")
+    paths = [agent.config.spool / path for path in there()]
+    for path in paths:
+        assert hashlib.sha256(part10(path)[1]).hexdigest() == path.stem, f"{path.name} is not what it is named"
     assert agent.json("status")["balance"]["difference"] == 0
     return len(paths)
 
