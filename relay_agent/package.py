@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import struct
 import threading
@@ -23,7 +24,15 @@ _STORE = 0  # zlib's level for deflate blocks that are only stored
 
 
 class Damaged(Exception):
-    """A file in the spool is not what was received; the message names the instance's number in the ledger."""
+    """A file in the spool is not what was received; the message names the instance's number in the ledger.
+
+    No ``OSError``, because inside a request those count as failures of the line.
+    """
+
+    def __init__(self, instance: int, path: Path, what: str) -> None:
+        super().__init__(f"the file of instance {instance} {what}. Keep the scanner's copy, look after the disk, send "
+                         "the session again, then 'retry'")
+        self.path = path
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,21 +100,51 @@ def manifest(ledger: Ledger, spool: Path, shipment: int) -> Manifest:
 def _digests(path: Path, number: int, received: bytes) -> tuple[bytes, bytes, int]:
     """MD5 (XNAT's catalogue), SHA-256 and size of the file; proves on the way that the data set is intact."""
     md5, sha256, data_set = hashlib.md5(usedforsecurity=False), hashlib.sha256(), hashlib.sha256()
-    size, offset = 0, dicom.read_meta(path).offset
-    with path.open("rb", buffering=0) as file:
-        head = file.read(offset)
-        sha256.update(head)
-        md5.update(head)
-        size += len(head)
-        while block := file.read(_BLOCK):
-            md5.update(block)
-            sha256.update(block)
+    size = 0
+    try:
+        offset = dicom.read_meta(path).offset
+    except dicom.NotDICOM:
+        raise Damaged(number, path, _CHANGED) from None
+    except FileNotFoundError:
+        raise Damaged(number, path, _MISSING) from None
+    for block in _read(path, number, offset):
+        md5.update(block)
+        sha256.update(block)
+        if size:
             data_set.update(block)
-            size += len(block)
+        size += len(block)
     if data_set.digest() != received:
-        raise Damaged(f"the file of instance {number} is not what was received: the disk is failing. "
-                      "Keep the scanner's copy, replace the disk, send the session again")
+        raise Damaged(number, path, _CHANGED)
     return md5.digest(), sha256.digest(), size
+
+
+_CHANGED, _MISSING = "is not what was received", "is missing from the spool"
+
+
+def _read(path: Path, number: int, first: int = _BLOCK) -> Iterator[bytes]:
+    """A file of the spool in blocks; the first one may have another size."""
+    try:
+        with path.open("rb", buffering=0) as file:
+            block = file.read(first)
+            while block:
+                yield block
+                block = file.read(_BLOCK)
+    except FileNotFoundError:
+        raise Damaged(number, path, _MISSING) from None
+    except OSError as error:
+        if error.errno == errno.EIO:
+            raise Damaged(number, path, "cannot be read, the disk is failing") from None
+        raise
+
+
+def require_intact(items: Iterable[Item]) -> None:
+    """Raise :class:`Damaged` when a file is not any more what it was when its digests were taken."""
+    for item in items:
+        sha256 = hashlib.sha256()
+        for block in _read(item.path, item.id):
+            sha256.update(block)
+        if sha256.hexdigest() != item.sha256:
+            raise Damaged(item.id, item.path, _CHANGED)
 
 
 def content(path: Path) -> bytes:
@@ -190,14 +229,13 @@ def zip_stream(items: Sequence[Item], deflate: bool) -> Iterator[bytes]:
         crc = size = packed = 0
         compressor = (isal_zlib.compressobj(1, isal_zlib.DEFLATED, -15) if deflate
                       else zlib.compressobj(_STORE, zlib.DEFLATED, -15))
-        with item.path.open("rb", buffering=0) as file:
-            while block := file.read(_BLOCK):
-                crc = isal_zlib.crc32(block, crc)
-                size += len(block)
-                out = compressor.compress(block)
-                if out:
-                    packed += len(out)
-                    yield out
+        for block in _read(item.path, item.id):
+            crc = isal_zlib.crc32(block, crc)
+            size += len(block)
+            out = compressor.compress(block)
+            if out:
+                packed += len(out)
+                yield out
         out = compressor.flush()
         packed += len(out)
         sizes = struct.pack("<III", crc, packed, size)

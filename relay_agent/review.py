@@ -28,7 +28,10 @@ def _shipment(connection: sqlite3.Connection, shipment: int, *states: State) -> 
 
 def assign(config: Config, ledger: Ledger, shipment: int, actor: str, *, project: str | None = None,
            subject: str | None = None, session: str | None = None, route: str | None = None) -> None:
-    """Give a shipment labels or a route by hand; it is then routed again. Held supplements follow."""
+    """Give a shipment labels or a route by hand; it is then routed again, and its supplements follow.
+
+    Also one whose deliveries wait or have stopped: what of it lies in a prearchive under the old labels stays there.
+    """
     labels = {"project": project, "subject": subject, "session": session}
     labels = {name: value for name, value in labels.items() if value is not None}
     for name, value in labels.items():
@@ -37,7 +40,12 @@ def assign(config: Config, ledger: Ledger, shipment: int, actor: str, *, project
     if route is not None and route not in {r.name for r in config.route}:
         raise Refused(f"there is no route {route}; the configuration has {', '.join(r.name for r in config.route)}")
     with ledger.write() as connection:
-        row = _shipment(connection, shipment, State.HELD, State.REVIEW, State.COMPLETE)
+        row = _shipment(connection, shipment, State.HELD, State.REVIEW, State.COMPLETE, State.READY)
+        for delivery in connection.execute("SELECT * FROM delivery WHERE shipment = ?", (shipment,)):
+            if delivery["state"] not in (Stop.WAITING, Stop.STOPPED):
+                raise Refused(f"shipment {shipment} is {delivery['state']} at {delivery['destination']} under its labels;"
+                              " have them changed there")
+        _withdraw(connection, shipment)
         _put(connection, row, labels, route)
         move(connection, shipment, State.COMPLETE, "assigned " + ", ".join([*labels, *(["route"] if route else [])]),
              actor=actor)
@@ -45,16 +53,25 @@ def assign(config: Config, ledger: Ledger, shipment: int, actor: str, *, project
 
 
 def _put(connection: sqlite3.Connection, row: sqlite3.Row, labels: dict[str, str | None], route: str | None) -> None:
-    sources = {**json.loads(row["sources"] or "{}"), **dict.fromkeys(labels, "a person")}
+    given = [*labels, *(["route"] if route else [])]
+    sources = {**json.loads(row["sources"] or "{}"), **dict.fromkeys(given, "a person")}
     for name in labels:
         connection.execute(f"UPDATE shipment SET {name} = ? WHERE id = ?", (labels[name], row["id"]))
     connection.execute("UPDATE shipment SET sources = ?, route = coalesce(?, route) WHERE id = ?",
                        (json.dumps(sources), route, row["id"]))
 
 
+def _withdraw(connection: sqlite3.Connection, shipment: int) -> None:
+    """Forget what of a shipment was not delivered yet, for it to be routed again."""
+    connection.execute("DELETE FROM delivery WHERE shipment = ? AND state <> ?", (shipment, Stop.VERIFIED))
+
+
 def _wake_supplements(connection: sqlite3.Connection, row: sqlite3.Row, actor: str) -> None:
-    for other in connection.execute("SELECT id FROM shipment WHERE study_uid = ? AND receiver = ? AND supplement > ? "
-                                    "AND state = ?", (row["study_uid"], row["receiver"], row["supplement"], State.HELD)):
+    """Have supplements routed again; those that are ready have not been sent, as they wait for this one."""
+    for other in connection.execute(
+            "SELECT id FROM shipment WHERE study_uid = ? AND receiver = ? AND supplement > ? AND state IN (?, ?, ?)",
+            (row["study_uid"], row["receiver"], row["supplement"], State.HELD, State.REVIEW, State.READY)).fetchall():
+        _withdraw(connection, other["id"])
         move(connection, other["id"], State.COMPLETE, f"follows shipment {row['id']}", actor=actor)
 
 
@@ -73,7 +90,7 @@ def reject(ledger: Ledger, shipment: int, actor: str, reason: str) -> None:
         if connection.execute("SELECT 1 FROM delivery WHERE shipment = ? AND state = ?",
                               (shipment, Stop.VERIFIED)).fetchone():
             raise Refused(f"shipment {shipment} was delivered to a destination already; reject cannot take that back")
-        connection.execute("DELETE FROM delivery WHERE shipment = ?", (row["id"],))
+        _withdraw(connection, row["id"])
         move(connection, shipment, State.REJECTED, "rejected", reason=reason, actor=actor)
 
 

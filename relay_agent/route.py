@@ -7,7 +7,7 @@ import re
 import sqlite3
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from relay_agent import deidentify, dicom
 from relay_agent.config import XNAT, Config, Identify, Route
@@ -42,7 +42,7 @@ def decide(config: Config, ledger: Ledger, spool: Spool, shipment: int) -> Decis
     by_hand = _by_hand(row)
     base = ledger.one("SELECT * FROM shipment WHERE study_uid = ? AND receiver = ? AND supplement = 0",
                       row["study_uid"], row["receiver"]) if row["supplement"] else None
-    chosen = row["route"]
+    chosen = row["route"] if "route" in by_hand else None
     if base is not None and "project" not in by_hand:
         if base["state"] in (State.HELD, State.REJECTED, State.GATHERING, State.COMPLETE):
             return Decision(State.HELD, f"belongs to shipment {base['id']}, which is {base['state']}",
@@ -55,7 +55,7 @@ def decide(config: Config, ledger: Ledger, spool: Spool, shipment: int) -> Decis
         try:
             found = _identity(config, ledger, spool, shipment)
         except RuleValueError as error:
-            if len(by_hand) < len(_LABELS):
+            if not by_hand.keys() >= set(_LABELS):
                 return Decision(State.HELD, f"a routing rule cannot be used on this session: {error}",
                                 _overruled(_NOBODY, by_hand))
             found = _NOBODY
@@ -92,19 +92,25 @@ def apply(ledger: Ledger, shipment: int, decision: Decision) -> None:
         move(connection, shipment, decision.state, decision.what,
              reason=decision.what if decision.state in (State.HELD, State.REVIEW) else None)
         if decision.state is State.READY and decision.route is not None:
+            # Destinations of another route, from before it was routed again, are not to be waited for.
+            names = decision.route.destinations
+            connection.execute("DELETE FROM delivery WHERE shipment = ? AND state <> ? AND destination NOT IN "
+                               f"({', '.join('?' * len(names))})", (shipment, Stop.VERIFIED, *names))
             connection.executemany(
                 "INSERT OR IGNORE INTO delivery (shipment, destination, state, changed) VALUES (?, ?, ?, ?)",
-                [(shipment, name, Stop.WAITING, time.time()) for name in decision.route.destinations])
+                [(shipment, name, Stop.WAITING, time.time()) for name in names])
 
 
 def _by_hand(row: sqlite3.Row) -> dict[str, str]:
-    """The labels that a person gave; the others are found anew each time."""
+    """Labels and route that a person gave; what is not here is found anew each time."""
     sources = json.loads(row["sources"] or "{}")
-    return {name: row[name] for name in _LABELS if row[name] and sources.get(name) == "a person"}
+    return {name: row[name] for name in (*_LABELS, "route") if row[name] and sources.get(name) == "a person"}
 
 
 def _overruled(found: Identity, by_hand: Mapping[str, str]) -> Identity:
-    return replace(found, **by_hand, sources={**found.sources, **dict.fromkeys(by_hand, "a person")})
+    return Identity(by_hand.get("project", found.project), by_hand.get("subject", found.subject),
+                    by_hand.get("session", found.session), found.auto_archive,
+                    {**found.sources, **dict.fromkeys(by_hand, "a person")})
 
 
 def _identity(config: Config, ledger: Ledger, spool: Spool, shipment: int) -> Identity:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import random
 import sqlite3
@@ -9,6 +10,7 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
 
 from relay_agent import package
 from relay_agent.config import Config, ConfigError
@@ -71,11 +73,12 @@ class Shipper:
             self._update(row, state=Stop.STOPPED, error=str(stopped), attempts=row["attempts"] + 1)
             with self._ledger.write() as connection:
                 note(connection, shipment, f"stopped at {self._name}: {stopped}")
-        except (Damaged, TooLarge, FileNotFoundError) as error:
-            words = "a file is missing from the spool" if isinstance(error, FileNotFoundError) else str(error)
-            log.error("shipment held: %s", words, extra={"shipment": shipment})
+        except (Damaged, TooLarge) as error:
+            log.error("shipment held: %s", error, extra={"shipment": shipment})
+            if isinstance(error, Damaged):
+                self._set_aside(error.path)
             with self._ledger.write() as connection:
-                move(connection, shipment, State.HELD, words, reason=words)
+                move(connection, shipment, State.HELD, str(error), reason=str(error))
         except (Retry, ConfigError) as error:
             return self._fail(row, error)
         else:
@@ -107,6 +110,7 @@ class Shipper:
                 break
             answers += self._send(row, manifest, lacking)
             lacking = self.there.missing(manifest, None)
+            package.require_intact(lacking)  # or it is we who damage them
         if lacking:
             raise Retry(f"{len(lacking)} of {len(manifest.items)} instances were sent and taken, and are not there")
         location = self.there.finish(manifest)
@@ -126,15 +130,23 @@ class Shipper:
                 if not future.cancelled():
                     answers.append(future.result())
                     self._progress(row, pending[future])
-            except (Retry, Stopped, Closed) as error:
+            except (Retry, Stopped, Closed, Damaged, TooLarge) as error:
                 # A part that the destination refuses says nothing of the others; a line that failed does.
                 if not isinstance(error, Stopped):
                     for other in pending:
                         other.cancel()
-                failure = failure if isinstance(failure, Stopped) else error
+                # What needs a person is told first.
+                failure = error if failure is None or isinstance(failure, (Retry, Closed)) else failure
         if failure is not None:
             raise failure
         return answers
+
+    def _set_aside(self, path: Path) -> None:
+        """Keep what is left of a damaged file elsewhere: at its place it would pass for the copy that is sent again."""
+        folder = self._config.data / "damaged"
+        folder.mkdir(exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            path.replace(folder / path.name)
 
     def _progress(self, row: sqlite3.Row, part: Sequence[Item]) -> None:
         with self._ledger.write() as connection:

@@ -341,8 +341,8 @@ class XNATDestination:
         if answer.status_code in (403, 423) and ("progress" in answer.text or answer.status_code == 423):
             raise Retry("XNAT is at work on the session (locked)", after=10)
         if answer.status_code == 409:
-            raise Stopped(f"{self._web.failure(answer, 'the request to archive')}. The session's log in XNAT's prearchive "
-                          "says more; settle the conflict there, then 'retry'")
+            raise Stopped(f"{self._web.failure(answer, 'the request to archive')}. The session's log in XNAT's "
+                          "prearchive says more; settle the conflict there, then 'retry'")
         raise Retry(self._web.failure(answer, "the request to archive"))
 
     # Fetching back
@@ -366,9 +366,9 @@ class XNATDestination:
                 other.add(item.id)
         if other - proofs.keys():
             self._took -= other
-            raise Stopped(f"{len(other - proofs.keys())} of {len(rest)} instances in XNAT are not what was sent, by their "
-                          "pixels or content: damaged there, or changed by the central site. Ask there; what is deleted "
-                          "there is sent again by 'retry'")
+            raise Stopped(f"{len(other - proofs.keys())} of {len(rest)} instances in XNAT are not what was sent, by "
+                          "their pixels or content: damaged there, or changed by the central site. Ask there; what is "
+                          "deleted there is sent again by 'retry'")
         if self._config.verify == "sample":
             sampled = {item.series_uid for item in rest if item.id in proofs}
             listed = {item.id: Proof(item.sop_instance, "listed", file.name, file.size)

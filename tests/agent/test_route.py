@@ -12,7 +12,7 @@ from relay_agent.route import Decision, apply, decide
 from relay_agent.stage import Stager
 from tests.agent.box import Box, Image
 
-RECEIVERS = '[[receiver]]\nae_title = "RELAY"\nport = 0\nallow = ["*"]\n[[receiver]]\nae_title = "TWO"\nport = 0\nallow = ["*"]\n'
+RECEIVERS = "".join(f'[[receiver]]\nae_title = "{title}"\nport = 0\nallow = ["*"]\n' for title in ("RELAY", "TWO"))
 XNAT = '[[destination]]\nname = "central"\nurl = "https://xnat.example.org"\n'
 PACS = '[[destination]]\nname = "pacs"\nkind = "dicom"\nhost = "pacs"\nport = 104\nae_title = "PACS"\n'
 
@@ -161,6 +161,28 @@ def test_a_route_that_a_person_chose_stands(folder: Path) -> None:
     assert desk.labels()[3] == "never" and desk.deliveries() == ["pacs"]
 
 
+def test_a_route_that_the_configuration_chose_is_chosen_again(folder: Path) -> None:
+    desk = Desk(folder, route("old"))
+    desk.receive(Image(comments="Project:P1"))
+    assert desk.decide().state is State.HELD and desk.labels()[3] == "old"
+    desk.reconfigure(route("new", to='"pacs"') + route("old"))
+    review.retry(desk.box.ledger, 1, "tester")
+    assert desk.decide().state is State.READY and desk.labels()[3] == "new" and desk.deliveries() == ["pacs"]
+
+
+def test_destinations_of_the_route_before_are_not_waited_for_unless_they_have_it(folder: Path) -> None:
+    desk = Desk(folder, route("old", to='"central", "pacs"'))
+    desk.receive(Image())
+    desk.decide()
+    with desk.box.ledger.write() as connection:
+        connection.execute("UPDATE delivery SET state = 'verified' WHERE destination = 'central'")
+    desk.reconfigure(PACS.replace('"pacs"', '"other"') + route("new", to='"other"'))
+    desk.box.move(1, State.HELD)
+    review.retry(desk.box.ledger, 1, "tester")
+    desk.decide()
+    assert desk.deliveries() == ["central", "other"]
+
+
 BROKEN_RULE = '[identify]\nproject_rules = ["(0010,4000):Project.*:1"]\n'  # there is no group 1
 
 
@@ -216,7 +238,8 @@ def test_a_supplement_waits_for_its_session(folder: Path, state: State) -> None:
     base_and_supplement(desk)
     desk.box.move(1, state)
     assert desk.decide(2).state is State.HELD
-    assert desk.box.ledger.value("SELECT reason FROM shipment WHERE id = 2") == f"belongs to shipment 1, which is {state}"
+    reason = desk.box.ledger.value("SELECT reason FROM shipment WHERE id = 2")
+    assert reason == f"belongs to shipment 1, which is {state}"
     desk.box.move(1, State.HELD)
     review.assign(desk.box.config, desk.box.ledger, 1, "tester", project="P9")
     assert desk.box.state(2) == State.COMPLETE  # woken with it

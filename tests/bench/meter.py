@@ -23,7 +23,7 @@ class Cost:
     seconds: float = 0.0
     cpu: float = 0.0  # seconds
     peaks: dict[int, int] = field(default_factory=dict)  # resident bytes by process
-    together: int = 0  # peak of the bytes of all processes, pages that they share counted once (PSS)
+    together: int = 0  # peak of the resident bytes of all processes, pages that they share counted once
 
     @property
     def largest(self) -> int:
@@ -51,13 +51,19 @@ def cpu(roots: Sequence[int]) -> float:
     return ticks / _TICK
 
 
-def _memory(file: str, name: str) -> int:
-    """A line of a file in /proc that tells kB, in bytes; 0 when the process is gone."""
+def _together(root: int) -> int:
+    """Resident memory of a process and what it forked: each page once, files' pages as of the process with most."""
+    found = [_kilobytes(f"/proc/{pid}/smaps_rollup") for pid in tree([root])]
+    files = max((one.get("Rss", 0) - one.get("Anonymous", 0) for one in found), default=0)
+    return files + sum(one.get("Pss_Anon", 0) for one in found)
+
+
+def _kilobytes(file: str) -> dict[str, int]:
+    """The lines of a file in /proc that tell kB, in bytes; empty when the process is gone."""
     with contextlib.suppress(OSError):
-        for line in Path(file).read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith(name):
-                return int(line.split()[1]) * 1024
-    return 0
+        rows = (row.split() for row in Path(file).read_text(encoding="utf-8", errors="replace").splitlines())
+        return {row[0].rstrip(":"): int(row[1]) * 1024 for row in rows if row[-1] == "kB"}
+    return {}
 
 
 @contextmanager
@@ -69,11 +75,10 @@ def measured(roots: Sequence[int]) -> Iterator[Cost]:
     cost, over = Cost(), threading.Event()
 
     def look(shared: bool) -> None:
-        together = 0
         for pid in tree(roots):
-            cost.peaks[pid] = max(cost.peaks.get(pid, 0), _memory(f"/proc/{pid}/status", "VmHWM:"))
-            together += _memory(f"/proc/{pid}/smaps_rollup", "Pss:") if shared else 0
-        cost.together = max(cost.together, together)
+            cost.peaks[pid] = max(cost.peaks.get(pid, 0), _kilobytes(f"/proc/{pid}/status").get("VmHWM", 0))
+        if shared:
+            cost.together = max(cost.together, sum(_together(root) for root in roots))
 
     def watch() -> None:
         looks = 0

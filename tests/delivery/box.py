@@ -160,12 +160,20 @@ class Box(Agent):
             row = self.delivery(shipment, destination)
             return row if row is not None and row["state"] == state else None
 
-        return wait_for(there, seconds, f"{state}: {dict(self.delivery(shipment, destination) or {})}")
+        return self._until(there, seconds, state, shipment, destination)
+
+    def _until(self, what: Callable[[], Any], seconds: float, say: str, shipment: int, destination: str = "central"
+               ) -> Any:
+        try:
+            return wait_for(what, seconds)
+        except AssertionError:
+            raise AssertionError(f"waited {seconds:.0f} s in vain for {say}: "
+                                 f"{dict(self.delivery(shipment, destination) or {})}") from None
 
     def wait_shipment(self, state: State, shipment: int = 1, seconds: float = 60) -> Any:
         """Wait until a shipment is in a state; its row."""
-        return wait_for(lambda: self.ledger.one("SELECT * FROM shipment WHERE id = ? AND state = ?", shipment, state),
-                        seconds, f"{state}: {dict(self.delivery(shipment) or {})}")
+        return self._until(lambda: self.ledger.one("SELECT * FROM shipment WHERE id = ? AND state = ?", shipment,
+                                                   state), seconds, state, shipment)
 
     def wait_words(self, words: str, shipment: int = 1, destination: str = "central", attempts: int = 1) -> Any:
         """Wait until a delivery says why it does not get on."""
@@ -173,7 +181,7 @@ class Box(Agent):
             row = self.delivery(shipment, destination)
             return row if row is not None and words in (row["error"] or "") and row["attempts"] >= attempts else None
 
-        return wait_for(there, 60, f"{words}: {dict(self.delivery(shipment, destination) or {})}")
+        return self._until(there, 60, words, shipment, destination)
 
     def retry(self, shipment: int = 1) -> None:
         """What an operator does with ``relay-agent retry``."""
@@ -189,7 +197,7 @@ class Box(Agent):
                 self.retry(shipment)
             return None
 
-        return wait_for(there, seconds, f"{state}: {dict(self.delivery(shipment) or {})}")
+        return self._until(there, seconds, state, shipment)
 
     def all_here(self, images: Sequence[Dataset]) -> None:
         """Nothing was purged, nor would be: every image is in the spool as it came, and the ledger balances."""
