@@ -60,7 +60,7 @@ def conditions(config: Config, ledger: Ledger, spool: Spool, *, tokens: Mapping[
 
 def _limits(config: Config) -> Alert:
     """The alert table, or its defaults when nobody is to be told: lists and statistics show conditions as well."""
-    return config.alert or Alert.model_construct()
+    return config.alert or Alert.model_construct(smtp_host="", sender="", recipients=())
 
 
 def _deliveries(ledger: Ledger, limits: Alert, now: float) -> Iterator[Condition]:

@@ -217,7 +217,7 @@ class _HTTP(_Destination):
     credential: Credential | None = Field(None, description='File with one line "user:password" or "alias:secret"; a bare name is looked up in $CREDENTIALS_DIRECTORY.', examples=["central"])
     ca_bundle: Path | None = Field(None, description="PEM file of the CAs to trust instead of the system's, for example of an inspecting proxy.", examples=["/etc/relay-agent/ca.pem"])
     proxy: str | None = Field(None, description="HTTP(S) proxy; absent means that of the environment.", examples=["http://proxy.example.org:3128"])
-    part_size: Size = Field(256 * 2**20, description="Largest part that travels in one request.", examples=["256 MiB"])
+    part_size: Size = Field(256 * 2**20, ge=2**20, le=2**31, description="Largest part that travels in one request.", examples=["256 MiB"])
     timeout: Duration = Field(120.0, gt=0, description="How long an answer may take. After a time-out the server is looked at first; only what is missing is sent again.", examples=["2 min"])
     verify: Literal["whole", "sample"] = Field("whole", description="How much is fetched back where the server's digests cannot prove arrival: everything, or one instance of each series.")
 

@@ -209,6 +209,16 @@ class Ledger:
                 connection.execute("ROLLBACK")
             raise
 
+    @contextmanager
+    def moment(self) -> Iterator[None]:
+        """All queries inside see the ledger as it was at the first of them; blocks nobody."""
+        connection = self._connection()
+        connection.execute("BEGIN")
+        try:
+            yield
+        finally:
+            connection.execute("COMMIT")
+
     def settle(self) -> None:
         """Make everything committed so far proof against a power cut."""
         self._connection().execute("PRAGMA wal_checkpoint(PASSIVE)")
@@ -277,7 +287,7 @@ CATEGORY = {State.GATHERING: "on_its_way", State.COMPLETE: "on_its_way", State.R
 def balance(ledger: Ledger) -> Balance:
     """The sum as the ledger has it now; costs a pass over shipments, not over instances."""
     counts = dict.fromkeys(("delivered", "held", "rejected", "on_its_way"), 0)
-    with ledger.write():  # one moment in time for both tables
+    with ledger.moment():
         tally = {row["name"]: row["value"] for row in ledger.all("SELECT name, value FROM tally")}
         for state, instances in ledger.all("SELECT state, sum(instances) FROM shipment GROUP BY state"):
             counts[CATEGORY[State(state)]] += instances
@@ -291,7 +301,7 @@ def recount(ledger: Ledger) -> int:
     The sums are kept by triggers, so :func:`balance` cannot see a row that was deleted or changed by other means.
     This can; it costs a pass over an index of all instances.
     """
-    with ledger.write():  # one moment in time for all tables
+    with ledger.moment():
         told = {row["name"]: row["value"] for row in ledger.all("SELECT name, value FROM tally")}
         sums = {row["id"]: row["instances"] for row in ledger.all("SELECT id, instances FROM shipment")}
         rows = {row["shipment"]: row["n"] for row in ledger.all(
@@ -300,4 +310,4 @@ def recount(ledger: Ledger) -> int:
         rows["quarantined"] = ledger.value("SELECT count(*) FROM instance WHERE problem IS NOT NULL AND shipment IS NULL")
     sums |= {place: told[place] for place in ("unstaged", "quarantined")}
     misplaced = sum(abs(rows.get(place, 0) - sums.get(place, 0)) for place in rows.keys() | sums.keys())
-    return max(misplaced, abs(sum(rows.values()) - told["received"]))
+    return int(max(misplaced, abs(sum(rows.values()) - told["received"])))

@@ -20,6 +20,8 @@ from relay_agent import dicom
 from relay_agent.ledger import Ledger
 
 _BLOCK = 2**20
+_ENTRIES = 2**16 - 1  # what a plain zip can count
+_ENTRY = 2**32 - 2**24  # what it can hold of one, with room for data that deflating makes larger
 _STORE = 0  # zlib's level for deflate blocks that are only stored
 
 
@@ -153,13 +155,13 @@ def content(path: Path) -> bytes:
 
 
 def parts(items: Iterable[Item], largest: int) -> list[tuple[Item, ...]]:
-    """Items by series, in parts of at most ``largest`` bytes; a single larger item is a part of its own."""
+    """Items by series, in parts of at most ``largest`` bytes (a single larger item is one) and a zip's entries."""
     out: list[tuple[Item, ...]] = []
     for _, series in groupby(sorted(items, key=lambda i: (i.series_uid, i.id)), key=lambda i: i.series_uid):
         part: list[Item] = []
         size = 0
         for item in series:
-            if part and size + item.size > largest:
+            if part and (size + item.size > largest or len(part) == _ENTRIES):
                 out.append(tuple(part))
                 part, size = [], 0
             part.append(item)
@@ -207,7 +209,7 @@ _FLAGS = 0x0808  # sizes follow the data; names are UTF-8
 
 
 class TooLarge(ValueError):
-    """An instance of 4 GiB or more, which a plain zip cannot hold."""
+    """An instance of about 4 GiB or more, which a plain zip cannot hold."""
 
 
 def zip_stream(items: Sequence[Item], deflate: bool) -> Iterator[bytes]:
@@ -219,8 +221,8 @@ def zip_stream(items: Sequence[Item], deflate: bool) -> Iterator[bytes]:
     directory = bytearray()
     position = 0
     for item in items:
-        if item.size >= 2**32 - 1:
-            raise TooLarge(f"instance {item.id} is larger than 4 GiB and cannot travel in a zip")
+        if item.size > _ENTRY:
+            raise TooLarge(f"instance {item.id} is larger than 4 GB and cannot travel in a zip")
         name = f"{item.sop_instance}.dcm".encode()
         start = position
         head = struct.pack("<IHHHIIIIHH", _LOCAL, 20, _FLAGS, 8, _ZIP_TIME, 0, 0, 0, len(name), 0) + name

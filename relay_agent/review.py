@@ -43,8 +43,8 @@ def assign(config: Config, ledger: Ledger, shipment: int, actor: str, *, project
         row = _shipment(connection, shipment, State.HELD, State.REVIEW, State.COMPLETE, State.READY)
         for delivery in connection.execute("SELECT * FROM delivery WHERE shipment = ?", (shipment,)):
             if delivery["state"] not in (Stop.WAITING, Stop.STOPPED):
-                raise Refused(f"shipment {shipment} is {delivery['state']} at {delivery['destination']} under its labels;"
-                              " have them changed there")
+                raise Refused(f"shipment {shipment} is {delivery['state']} at {delivery['destination']} under its "
+                              "labels; have them changed there")
         _withdraw(connection, shipment)
         _put(connection, row, labels, route)
         move(connection, shipment, State.COMPLETE, "assigned " + ", ".join([*labels, *(["route"] if route else [])]),
@@ -55,8 +55,8 @@ def assign(config: Config, ledger: Ledger, shipment: int, actor: str, *, project
 def _put(connection: sqlite3.Connection, row: sqlite3.Row, labels: dict[str, str | None], route: str | None) -> None:
     given = [*labels, *(["route"] if route else [])]
     sources = {**json.loads(row["sources"] or "{}"), **dict.fromkeys(given, "a person")}
-    for name in labels:
-        connection.execute(f"UPDATE shipment SET {name} = ? WHERE id = ?", (labels[name], row["id"]))
+    for name, value in labels.items():
+        connection.execute(f"UPDATE shipment SET {name} = ? WHERE id = ?", (value, row["id"]))
     connection.execute("UPDATE shipment SET sources = ?, route = coalesce(?, route) WHERE id = ?",
                        (json.dumps(sources), route, row["id"]))
 

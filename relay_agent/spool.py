@@ -12,6 +12,7 @@ import os
 import secrets
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -136,7 +137,8 @@ class Incoming:
             try:
                 self._fd = os.open(self._partial, flags, 0o640)
             except FileNotFoundError:  # the first of its hour, or purge removed the empty folder
-                _make_folders(Path(self._folder), self._spool.folder)
+                with suppress(FileNotFoundError):  # or does so at this moment: once more
+                    _make_folders(Path(self._folder), self._spool.folder)
         _write_all(self._fd, [*self._held])
         self._held = []
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sqlite3
 import threading
 import time
@@ -30,6 +31,7 @@ log = logging.getLogger(__name__)
 
 _BLOCK = 2**20
 _BATCH = 200
+_UID = re.compile(r"[0-9A-Za-z.]{1,64}")  # as lenient as receiving
 
 
 def record(connection: sqlite3.Connection, spool: Spool, arrival: Arrival, via: str, problem: str | None = None
@@ -288,6 +290,9 @@ class Stager:
             return str(error)
         except OSError as error:
             return f"the file cannot be read ({error.strerror})"
+        for tag, what in ((dicom.STUDY, "Study"), (dicom.SERIES, "Series"), (dicom.SOP, "SOP")):
+            if not _UID.fullmatch(header[tag]):  # it becomes part of names over there
+                return f"the {what} Instance UID in the data set is not a UID"
         if row["sop_instance"] not in ("", header[dicom.SOP]):
             return "the SOP Instance UID in the data set is not the one it was sent under"
         return header

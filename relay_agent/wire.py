@@ -57,10 +57,10 @@ class Wire:
             # acknowledged, and TCP delays that by 40 ms unless told otherwise, again before each read.
             self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
             if self.deadline is not None:
-                left = self.deadline - time.monotonic()
-                if left <= 0:
+                remaining = self.deadline - time.monotonic()
+                if remaining <= 0:
                     raise TimeoutError
-                self._socket.settimeout(left)
+                self._socket.settimeout(remaining)
             got = self._socket.recv_into(self._view[self._end:])
             if not got:
                 raise Closed

@@ -11,7 +11,7 @@ from relay_agent import alert
 from relay_agent.commitment import report_due
 from relay_agent.config import Config
 from relay_agent.destinations.xnat import XNATDestination
-from relay_agent.ledger import Ledger, State, note
+from relay_agent.ledger import Ledger, State, note, recount
 from relay_agent.purge import purge
 from relay_agent.route import apply, decide
 from relay_agent.ship import Shipper
@@ -37,7 +37,7 @@ class Worker:
         self._stop = threading.Event()
         self._work = {d.name: threading.Event() for d in config.destination}
         self._shippers = [Shipper(config, self._ledger, d.name, self._stop) for d in config.destination]
-        self._missing: list[int] = []
+        self._missing = self._miscounted = 0
         self._mailer = alert.Mailer(config.alert) if config.alert else None
 
     def stop(self, *_: object) -> None:
@@ -98,7 +98,8 @@ class Worker:
         reconcile(self._ledger, self._spool, self._config, since=time.time() - 7200, settled=_SETTLED)
 
     def _audit(self) -> None:
-        self._missing = missing_files(self._ledger, self._spool)
+        self._missing = len(missing_files(self._ledger, self._spool))
+        self._miscounted = recount(self._ledger)
 
     def _watch(self) -> None:
         """Alerts, in a thread of their own: a mail server that hangs must not hold up the shipments."""
@@ -108,8 +109,13 @@ class Worker:
     def _tell(self) -> None:
         tokens = {d.name: s.there.trouble for s, d in zip(self._shippers, self._config.destination, strict=True)
                   if isinstance(s.there, XNATDestination) and s.there.trouble}
-        extra = [alert.Condition("files missing", "spool", f"{len(self._missing)} instances that should be here have no "
-                                 "file: the disk or a person lost them. See relay-agent status")] if self._missing else []
+        extra = []
+        if self._missing:
+            extra.append(alert.Condition("files missing", "spool", f"{self._missing} instances that should be here have "
+                                         "no file: the disk or a person lost them. See relay-agent check"))
+        if self._miscounted:
+            extra.append(alert.Condition("ledger miscounted", "ledger", f"{self._miscounted} instances are not where the "
+                                         "ledger's sums have them: rows were changed by other means than the agent"))
         found = alert.conditions(self._config, self._ledger, self._spool, tokens=tokens, extra=extra, now=time.time())
         alert.tell(self._config, self._ledger, found, self._mailer, time.time())
 

@@ -75,7 +75,7 @@ def _tour(agent: Agent, central: Central, start: float) -> int:
             for position in range(0, len(images), 40):
                 statuses = send(agent.port, images[position:position + 40], calling=calling)
                 if any(statuses):
-                    console.print("[red]the agent did not take an instance[/]")
+                    console.print(f"[red]the agent did not take an instance[/]\n{agent.log[-3000:]}")
                     return 1
                 progress.advance(bar, len(statuses))
         bar = progress.add_task("4. delivered and verified   ", total=count)

@@ -20,7 +20,7 @@ ACTIONS: dict[str, Callable[[Box, int], None]] = {
 }
 # Where an action brings a shipment; in all other states it is refused.
 ALLOWED = {
-    "assign": dict.fromkeys((State.COMPLETE, State.HELD, State.REVIEW), State.COMPLETE),
+    "assign": dict.fromkeys((State.COMPLETE, State.HELD, State.REVIEW, State.READY), State.COMPLETE),
     "release": {State.REVIEW: State.COMPLETE},
     "reject": dict.fromkeys((State.GATHERING, State.COMPLETE, State.HELD, State.REVIEW, State.READY), State.REJECTED),
     "retry": {State.HELD: State.COMPLETE, State.REJECTED: State.COMPLETE, State.READY: State.READY},
@@ -99,8 +99,8 @@ def test_rejecting_takes_the_deliveries_and_leaves_the_files(session: Box) -> No
 def test_what_was_delivered_somewhere_cannot_be_rejected(session: Box) -> None:
     session.move(1, State.READY)
     with session.ledger.write() as connection:
-        connection.execute("INSERT INTO delivery (shipment, destination, state, changed) VALUES (1, 'a', 'verified', 0),"
-                           " (1, 'b', 'waiting', 0)")
+        connection.execute("INSERT INTO delivery (shipment, destination, state, changed) "
+                           "VALUES (1, 'a', 'verified', 0), (1, 'b', 'waiting', 0)")
     with pytest.raises(Refused, match="delivered to a destination already"):
         review.reject(session.ledger, 1, "jane", "not ours")
     assert session.state() == State.READY and session.ledger.value("SELECT count(*) FROM delivery") == 2
@@ -119,19 +119,36 @@ def test_retrying_makes_deliveries_due_and_leaves_verified_ones(
     assert tuple(session.ledger.all("SELECT state, due, error, location FROM delivery")[0]) == after
 
 
-def test_held_supplements_follow_and_others_do_not(box: Box) -> None:
-    for number in range(3):
-        box.receive(Image(sop="1.1", version=number))
-    box.receive(Image(study="9", sop="9.1"))
+@pytest.mark.parametrize("state", State)
+@pytest.mark.parametrize("action", ["assign", "retry"])
+def test_supplements_that_wait_follow_their_session(box: Box, action: str, state: State) -> None:
+    box.receive(Image(sop="1.1"), Image(sop="1.1", version=1), Image(study="9", sop="9.1"))
     sort_all(box)
-    for shipment in (1, 2, 4):
-        box.move(shipment, State.HELD)
-    box.move(3, State.REVIEW)
-    review.retry(box.ledger, 1, "jane")
-    assert [box.state(shipment) for shipment in (1, 2, 3, 4)] == [
-        State.COMPLETE, State.COMPLETE, State.REVIEW, State.HELD]
-    assert box.ledger.value("SELECT what FROM event WHERE shipment = 2 ORDER BY id DESC") == \
-        "complete: follows shipment 1"
+    for shipment, before in ((1, State.HELD), (2, state), (3, State.HELD)):
+        box.move(shipment, before)
+    ACTIONS[action](box, 1)
+    follows = state in (State.HELD, State.REVIEW, State.READY)
+    assert (box.state(1), box.state(3)) == (State.COMPLETE, State.HELD)
+    assert box.state(2) == (State.COMPLETE if follows else state)
+    assert (box.ledger.value("SELECT what FROM event WHERE shipment = 2 ORDER BY id DESC")
+            == "complete: follows shipment 1") == follows
+
+
+@pytest.mark.parametrize(("stop", "allowed"), [(Stop.WAITING, True), (Stop.STOPPED, True), (Stop.ARRIVED, False),
+                                               (Stop.VERIFIED, False)])
+def test_labels_change_only_as_long_as_nothing_arrived_under_the_old_ones(
+        session: Box, stop: Stop, allowed: bool) -> None:
+    session.move(1, State.READY)
+    with session.ledger.write() as connection:
+        connection.execute("INSERT INTO delivery (shipment, destination, state, changed) VALUES (1, 'central', ?, 0)",
+                           (stop,))
+    if allowed:
+        ACTIONS["assign"](session, 1)
+        assert session.state() == State.COMPLETE and session.ledger.all("SELECT * FROM delivery") == []
+    else:
+        with pytest.raises(Refused, match=f"shipment 1 is {stop} at central under its labels"):
+            ACTIONS["assign"](session, 1)
+        assert session.state() == State.READY and session.ledger.value("SELECT project FROM shipment") is None
 
 
 def test_a_quarantined_instance_is_looked_at_again(box: Box) -> None:

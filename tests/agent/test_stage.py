@@ -8,6 +8,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -128,6 +129,16 @@ def test_what_cannot_be_sorted_is_quarantined_and_does_not_stop_the_rest(box: Bo
     assert any("the file cannot be read (No such file" in problem for problem in found)
     assert box.ledger.value("SELECT count(*) FROM instance WHERE sop_instance = '1.7' AND shipment IS NOT NULL") == 1
     assert balance(box.ledger).quarantined == len(found)
+
+
+@pytest.mark.parametrize("uid", ["1/2", "../1.2", "1.2 3", "1.2\\1.3", "1" * 65, "ä"])
+@pytest.mark.parametrize("field", ["study", "series", "sop"])
+def test_what_is_no_uid_does_not_travel_as_a_name(box: Box, field: str, uid: str) -> None:
+    file = box.folder / "file.dcm"
+    file.write_bytes(replace(Image(), **{field: uid}).file())
+    assert take_in(file, "RELAY", box.spool, box.ledger, "upload") is None
+    sort_all(box)
+    assert "Instance UID in the data set is not a UID" in quarantined(box)[0]
 
 
 # The end of gathering
