@@ -98,8 +98,9 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("assign", _assign, "give a held shipment labels or a route by hand",
                   "assign 12 --project P1 --subject S1 --session S1_MR1")
     sub.add_argument("shipment", type=int)
-    for label in ("project", "subject", "session", "route"):
-        sub.add_argument(f"--{label}")
+    for label in ("project", "subject", "session"):
+        sub.add_argument(f"--{label}", metavar="LABEL", help=f"the {label} it belongs to; XNAT's label, not a title")
+    sub.add_argument("--route", metavar="NAME", help="a route of the configuration, whatever its conditions")
     sub = command("release", _release, "release a shipment that waits for review", "release 12")
     sub.add_argument("shipment", type=int)
     sub = command("reject", _reject, "decide that a shipment does not go; files are kept", 'reject 12 --reason "test"')
@@ -118,7 +119,10 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("identify", _identify, "what XNAT would make of files: project, subject, session, auto-archive",
                   "identify image.dcm", prints=True)
     sub.add_argument("file", type=Path, nargs="+")
-    sub = commands.add_parser("example-config", help="print a commented configuration with every setting")
+    text = "print a commented configuration with every setting"
+    sub = commands.add_parser("example-config", help=text, description=text[0].upper() + text[1:] + ".",
+                              epilog="example:\n  relay-agent example-config > config.toml",
+                              formatter_class=argparse.RawDescriptionHelpFormatter)
     sub.set_defaults(action=lambda _: print(config.example(), end="") or DONE)
     return parser
 

@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import json
 import logging
-import socket
 import time
 
 from pynetdicom import AE, evt
+from pynetdicom.association import Association as Outgoing
 from pynetdicom.presentation import build_role
 
 from relay_agent.association import COMMITMENT, COMMITMENT_INSTANCE, commitment_report
 from relay_agent.config import Config
 from relay_agent.ledger import Ledger
 from relay_agent.receive import safety
+from relay_agent.scu import no_delay, undisturbed
 from relay_agent.spool import Spool
 
 log = logging.getLogger(__name__)
@@ -56,16 +57,17 @@ def _report(ae_title: str, peer: str, transaction: str, instances: list[tuple[st
         log.warning("a storage commitment report waits: its caller is not reachable", extra={"peer": peer})
         return False
     try:
+        with undisturbed(association):
+            return _say(association, transaction, instances, reasons)
+    finally:
+        association.release()
+
+
+def _say(association: Outgoing, transaction: str, instances: list[tuple[str, str]], reasons: list[int]) -> bool:
+    try:
         _, report = commitment_report(1, transaction, instances, reasons)
         status, _ = association.send_n_event_report(report, 2 if any(reasons) else 1, COMMITMENT, COMMITMENT_INSTANCE)
         return bool(status) and status.Status == 0
     except (RuntimeError, ValueError) as error:
         log.warning("a storage commitment report waits: %s", type(error).__name__, extra={"peer": peer})
         return False
-    finally:
-        association.release()
-
-
-def no_delay(event: evt.Event) -> None:
-    """Switch Nagle's algorithm off on an outgoing association; pynetdicom does not."""
-    event.assoc.dul.socket.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -29,6 +29,7 @@ from relay_agent.spool import PARTIAL, Spool, Stored
 
 log = logging.getLogger(__name__)
 
+_OURS = re.compile(r"[^/]+/\d{8}/\d{2}/[0-9a-f]{64}\.dcm")  # the spool's names
 _BLOCK = 2**20
 _BATCH = 200
 _UID = re.compile(r"[0-9A-Za-z.]{1,64}")  # as lenient as receiving
@@ -71,6 +72,8 @@ def reconcile(ledger: Ledger, spool: Spool, config: Config, *, since: float = 0.
             if not _alive(entry.name):
                 (spool.folder / path).unlink(missing_ok=True)
             continue
+        if not _OURS.fullmatch(path):  # somebody's note, or what a file system check found: not ours to judge
+            continue
         if path.rpartition("/")[0] != folder:
             folder = path.rpartition("/")[0]
             known = {row[0] for row in ledger.all("SELECT path FROM instance WHERE path > ? AND path < ?",
@@ -101,7 +104,7 @@ def _alive(partial: str) -> bool:
 
 def _enter(ledger: Ledger, spool: Spool, path: str, size: int) -> bool:
     file = spool.folder / path
-    receiver, digest = path.split("/")[0], bytes.fromhex(file.stem)
+    receiver, digest = path.split("/", maxsplit=1)[0], bytes.fromhex(file.stem)
     problem = None
     try:
         meta = dicom.read_meta(file)

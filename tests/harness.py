@@ -18,8 +18,8 @@ from pydicom.dataset import Dataset
 from pynetdicom import AE, evt
 
 from relay_agent import config
-from relay_agent.commitment import no_delay
 from relay_agent.ledger import Ledger
+from relay_agent.scu import no_delay, undisturbed
 
 PROJECT = Path(__file__).resolve().parent.parent
 SECRET = "relay:s3cret-of-the-tests"
@@ -145,12 +145,13 @@ def send(port: int, images: Sequence[Dataset], *, calling: str = "SCANNER", call
     association = ae.associate(host, port, ae_title=called, evt_handlers=[(evt.EVT_CONN_OPEN, no_delay)])
     assert association.is_established, "the association was not accepted"
     statuses = []
-    for image in images:
-        try:
-            status = association.send_c_store(image)
-            statuses.append(int(status.Status) if "Status" in status else -1)
-        except (RuntimeError, ValueError):
-            statuses.append(-1)
+    with undisturbed(association):
+        for image in images:
+            try:
+                status = association.send_c_store(image)
+                statuses.append(int(status.Status) if "Status" in status else -1)
+            except (RuntimeError, ValueError):
+                statuses.append(-1)
     association.release()
     return statuses
 

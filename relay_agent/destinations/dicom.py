@@ -30,6 +30,7 @@ from relay_agent.destinations import DeliveryError, Finding, Proof, Retry, Stopp
 from relay_agent.destinations.web import words
 from relay_agent.dicom import IMPLEMENTATION_NAME, IMPLEMENTATION_UID
 from relay_agent.package import Item, Manifest
+from relay_agent.scu import no_delay, undisturbed
 from relay_agent.throttle import Throttle
 
 # Files are sent as they are, in PDUs read from disk one by one; identifiers of queries stay out of the log.
@@ -232,7 +233,8 @@ class DICOMDestination:
                 item.maximum_length_received = min(item.maximum_length_received or _PDU, _PDU)
         association.dul.to_provider_queue = _Outbox(association.dul, self._throttle)
         try:
-            yield association
+            with undisturbed(association):
+                yield association
         except RuntimeError:  # pynetdicom's, when the association ended between two requests
             association.abort()
             raise Retry(f"{self._where}: {_BROKEN}") from None
@@ -295,10 +297,9 @@ class _Outbox(queue.Queue[Any]):
 
 
 def _tune(event: evt.Event) -> None:
-    """Send small PDUs at once (pynetdicom leaves Nagle's algorithm on), and notice a peer that reads no more."""
-    connection = event.assoc.dul.socket.socket
-    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    connection.settimeout(_ANSWER)
+    """Send small PDUs at once, and notice a peer that reads no more."""
+    no_delay(event)
+    event.assoc.dul.socket.socket.settimeout(_ANSWER)
 
 
 def _key(item: Item) -> tuple[str, str]:

@@ -123,7 +123,7 @@ class XNATDestination:
                     return url
                 raise Waiting("in the prearchive, waits to be archived there", url)
             if experiment is None and row["status"] not in ("CONFLICT", "ERROR"):
-                self._commit(url)
+                self._commit(row)
             if experiment is not None or self._rows(manifest):
                 self._archive(manifest, row)
             experiment = self._experiment(manifest)
@@ -318,8 +318,8 @@ class XNATDestination:
             if not answer.ok:
                 raise Retry(self._web.failure(answer, "the request to build the session"))
 
-    def _commit(self, url: str) -> None:
-        answer = self._ask("POST", f"/data{url}", params={"action": "commit", "SOURCE": "uploader"})
+    def _commit(self, row: Mapping[str, Any]) -> None:
+        answer = self._ask("POST", f"/data{row['url']}", params={"action": "commit", "SOURCE": "uploader"})
         # 301 archived; 200 only built (the caller looks again); 404 somebody else did it meanwhile
         if answer.status_code in (200, 301, 302, 303, 404):
             return

@@ -40,12 +40,13 @@ class Image:
     sop: str = "1.2.3.1.1"
     version: int = 0  # other bytes under the same UIDs
     comments: str = "Project:P1 Subject:S1 Session:S1_MR1"
+    name: str = "Planted^Name"
 
     def data_set(self) -> bytes:
         data = Dataset()
         data.SOPClassUID, data.SOPInstanceUID, data.Modality = MR, self.sop, "MR"
         data.StudyInstanceUID, data.SeriesInstanceUID = self.study, self.series
-        data.PatientComments, data.InstanceNumber = self.comments, self.version
+        data.PatientName, data.PatientComments, data.InstanceNumber = self.name, self.comments, self.version
         return encode_data_set(data, ExplicitVRLittleEndian)
 
     def file(self) -> bytes:

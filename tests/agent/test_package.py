@@ -12,6 +12,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
 from io import BytesIO
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from relay_agent import package
-from relay_agent.package import Compression, Damaged, Item, TooLarge, blocks, content, manifest, parts, zip_stream
+from relay_agent.package import (
+    Compression,
+    Damaged,
+    Item,
+    TooLarge,
+    blocks,
+    content,
+    manifest,
+    parts,
+    require_intact,
+    zip_stream,
+)
 from tests.agent.box import Box, Image, parsed
 from tests.agent.test_stage import sort_all
 
@@ -161,7 +173,7 @@ def test_every_item_is_in_one_part_of_its_series_that_is_not_too_large(items: li
         assert len({entry.series_uid for entry in part}) == 1
         assert len(part) == 1 or sum(entry.size for entry in part) <= largest
         assert [entry.id for entry in part] == sorted(entry.id for entry in part)
-    for one, next_ in zip(found, found[1:], strict=False):  # none is smaller than it has to be
+    for one, next_ in pairwise(found):  # none is smaller than it has to be
         if one[0].series_uid == next_[0].series_uid:
             assert sum(entry.size for entry in (*one, next_[0])) > largest
 
@@ -227,6 +239,15 @@ def test_a_file_that_was_cut_or_grew_is_damaged(session: Box, change: object) ->
     path.write_bytes(change(path.read_bytes()))  # type: ignore[operator]
     with pytest.raises(Damaged, match="instance 3"):
         manifest(session.ledger, session.spool.folder, 1)
+
+
+def test_a_file_that_changed_since_its_digests_were_taken_is_damaged(session: Box) -> None:
+    items = manifest(session.ledger, session.spool.folder, 1).items
+    require_intact(items)
+    whole = items[1].path.read_bytes()
+    items[1].path.write_bytes(b"x" + whole[1:])  # the preamble: no data set digest covers it
+    with pytest.raises(Damaged, match=f"instance {items[1].id}"):
+        require_intact(items)
 
 
 def test_a_newer_version_is_marked(session: Box) -> None:

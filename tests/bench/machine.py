@@ -14,13 +14,17 @@ MEMORY_ONLY = ("tmpfs", "ramfs")
 
 
 def file_system(folder: Path) -> str:
-    """Type of the file system that holds a folder."""
-    best, kind = "", "unknown"
+    """Type of the file system that holds a folder; of an ext4, whether it has a journal, on which syncs depend."""
+    best, kind, device = "", "unknown", ""
     for row in Path("/proc/self/mountinfo").read_text(encoding="utf-8").splitlines():
         fields = row.split()
         mount = fields[4].encode().decode("unicode_escape")
         if folder.resolve().is_relative_to(mount) and len(mount) >= len(best):
-            best, kind = mount, fields[fields.index("-") + 1]
+            best, (kind, device) = mount, fields[fields.index("-") + 1:fields.index("-") + 3]
+    journals = Path("/proc/fs/jbd2")
+    if kind == "ext4" and Path(device).exists() and journals.exists():
+        with_journal = any(journals.glob(f"{Path(device).resolve().name}-*"))
+        return f"ext4 {'with' if with_journal else 'WITHOUT'} a journal"
     return kind
 
 

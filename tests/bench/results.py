@@ -88,6 +88,7 @@ class Medians:
 
     def __init__(self, runs: Iterable[Run], load: str, server: str) -> None:
         self.runs = [run for run in runs if run.load == load and run.server == server]
+        self.instances = self.runs[0].instances
         self.rates = [run.instances / run.seconds for run in self.runs]
         self.rate = statistics.median(self.rates)  # instances a second
         self.seconds = statistics.median(run.seconds for run in self.runs)

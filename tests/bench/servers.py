@@ -25,7 +25,7 @@ _NEEDED = ("dcmsend", "storescp", "Orthanc")
 
 AGENT, STORESCP, ORTHANC = "relay-agent", "DCMTK storescp", "Orthanc"
 DURABILITY = {
-    AGENT: "file and directory entry synced before the answer",
+    AGENT: "synced before the answer: in its journal, or file and folder",
     STORESCP: "no sync at all",
     ORTHANC: "file synced before the answer (SyncStorageArea), index in SQLite",
 }

@@ -6,8 +6,9 @@ import contextlib
 import hashlib
 import logging
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -222,6 +223,45 @@ class Box(Agent):
     def status(self) -> dict[str, Any]:
         """What ``relay-agent status --json`` prints."""
         return report.status(self.config, self.ledger)
+
+
+Pair = Callable[..., tuple[Box, Central]]
+
+
+@contextmanager
+def pairs(folder: Path) -> Iterator[Pair]:
+    """Makes a central XNAT and a box that works and delivers everything to it; both end with the block."""
+    with ExitStack() as stack:
+        def make(*, destination: dict[str, Any] | None = None, route: dict[str, Any] | None = None, more: str = "",
+                 **central: Any) -> tuple[Box, Central]:
+            there = stack.enter_context(site(folder / "central", **central))
+            settings = to(there.url, folder / "box", **destination or {}) + everything(**route or {}) + more
+            return stack.enter_context(Box(folder / "box", settings).working()), there
+
+        yield make
+
+
+class Parallel:
+    """Runs the cases of a parametrised test at the same time, since all they do is wait; one result each."""
+
+    def __init__(self, run: Callable[..., None], cases: Mapping[str, tuple[Any, ...]], folder: Path) -> None:
+        self._pool = ThreadPoolExecutor(8)
+        self._results = {}
+        for number, (name, case) in enumerate(cases.items()):
+            self._results[name] = self._pool.submit(self._one, run, folder / str(number), case)
+
+    @staticmethod
+    def _one(run: Callable[..., None], folder: Path, case: tuple[Any, ...]) -> None:
+        with pairs(folder) as make:
+            run(make, *case)
+
+    def outcome(self, name: str) -> None:
+        """Wait for a case; raises what it raised."""
+        self._results[name].result()
+
+    def close(self) -> None:
+        """Wait for what is under way."""
+        self._pool.shutdown(cancel_futures=True)
 
 
 @contextmanager

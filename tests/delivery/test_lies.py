@@ -8,52 +8,92 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Callable
+import time
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from relay_agent.ledger import State, Stop
 from tests import data
-from tests.central import Central
-from tests.delivery.box import IMPORT, Box, archived_files, arrived_exactly, digests, requests_for, staff
+from tests.delivery.box import IMPORT, Pair, Parallel, archived_files, arrived_exactly, digests, requests_for, staff
 from tests.harness import wait_for
 
-Pair = Callable[..., tuple[Box, Central]]
-
-# name, options, what the agent's settings are then
-PASSING: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
-    ("400-wrap", {"times": 2}, {}),
-    ("400-wrap", {"times": 1, "after": 2}, {}),  # two instances of the part are in, the others are not
-    ("disk-full", {"times": 2, "after": 1}, {}),
-    ("concurrent-400", {"times": 1}, {}),
-    ("drop-instances", {"times": 1, "k": 2}, {}),
-    ("corrupt-instances", {"times": 1, "k": 2}, {}),
-    ("truncate-instances", {"times": 2, "k": 1}, {}),
-    ("commit-409-locked", {"times": 1}, {}),
-    ("commit-conflict", {"times": 1}, {}),
-    ("slow-commit", {"times": 1, "seconds": 3.0}, {"timeout": "1 s"}),
-    ("lying-archive", {"times": 1}, {}),
-    ("lying-archive", {"times": 1, "lose": 2}, {}),
-    ("checksums-off", {}, {}),
-    ("slow", {"times": 6, "delay": 0.3, "rate": 100_000}, {}),
-    ("slow", {"times": 3, "delay": 3.0}, {"timeout": "1 s"}),
-    ("black-hole", {"times": 2}, {"timeout": "1 s"}),
-    ("cut-at", {"times": 2, "bytes": 15_000}, {}),
-    ("proxy-cut", {"times": 3, "seconds": 0.2, "work": 0.5, "how": "504"}, {}),
-    ("proxy-cut", {"times": 3, "seconds": 0.2, "work": 0.5, "how": "cut"}, {}),
-    ("busy-500", {"times": 6}, {}),
-    ("busy-502", {"times": 4}, {}),
-    ("busy-503", {"times": 4, "retry_after": 1}, {}),
-    ("401", {"times": 3}, {}),
-    ("redirect-html", {"times": 4}, {}),
-]
+# Name of the misbehaviour and its options: those options, and what the destination's settings are then
+PASSING: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "400-wrap times=2": ({"times": 2}, {}),
+    "400-wrap times=1 after=2": ({"times": 1, "after": 2}, {}),  # two instances of the part are in, the others are not
+    "disk-full times=2 after=1": ({"times": 2, "after": 1}, {}),
+    "concurrent-400 times=1": ({"times": 1}, {}),
+    "drop-instances times=1 k=2": ({"times": 1, "k": 2}, {}),
+    "corrupt-instances times=1 k=2": ({"times": 1, "k": 2}, {}),
+    "truncate-instances times=2 k=1": ({"times": 2, "k": 1}, {}),
+    "commit-409-locked times=1": ({"times": 1}, {}),
+    "commit-conflict times=1": ({"times": 1}, {}),
+    "slow-commit times=1 seconds=3.0": ({"times": 1, "seconds": 3.0}, {"timeout": "1 s"}),
+    "lying-archive times=1": ({"times": 1}, {}),
+    "lying-archive times=1 lose=2": ({"times": 1, "lose": 2}, {}),
+    "checksums-off": ({}, {}),
+    "slow times=6 delay=0.3 rate=100000": ({"times": 6, "delay": 0.3, "rate": 100_000}, {}),
+    "slow times=3 delay=3.0": ({"times": 3, "delay": 3.0}, {"timeout": "1 s"}),
+    "black-hole times=2": ({"times": 2}, {"timeout": "1 s"}),
+    "cut-at times=2 bytes=15000": ({"times": 2, "bytes": 15_000}, {}),
+    "proxy-cut times=3 seconds=0.2 work=0.5 how=504": ({"times": 3, "seconds": 0.2, "work": 0.5, "how": "504"}, {}),
+    "proxy-cut times=3 seconds=0.2 work=0.5 how=cut": ({"times": 3, "seconds": 0.2, "work": 0.5, "how": "cut"}, {}),
+    "busy-500 times=6": ({"times": 6}, {}),
+    "busy-502 times=4": ({"times": 4}, {}),
+    "busy-503 times=4 retry_after=1": ({"times": 4, "retry_after": 1}, {}),
+    "401 times=3": ({"times": 3}, {}),
+    "redirect-html times=4": ({"times": 4}, {}),
+}
 
 
-@pytest.mark.parametrize(("name", "options", "settings"), PASSING, ids=lambda value: value if isinstance(value, str)
-                         else ",".join(f"{k}={v}" for k, v in value.items()))
-def test_what_passes_needs_nobody(pair: Pair, name: str, options: dict[str, Any], settings: dict[str, Any]) -> None:
+# The same; the state in which the delivery stays, and words for the operator
+LASTING: dict[str, tuple[dict[str, Any], dict[str, Any], Stop, str]] = {
+    "empty-list": ({}, {}, Stop.STOPPED, "stored nothing of series"),
+    "400-wrap": ({}, {}, Stop.WAITING, "the upload was answered 400"),
+    "disk-full after=1": ({"after": 1}, {}, Stop.WAITING, "the upload was answered 400"),
+    "concurrent-400": ({}, {}, Stop.WAITING, "busy with the same data"),
+    "wrong-project": ({}, {}, Stop.STOPPED, "not into the project of the route"),
+    "drop-instances k=2": ({"k": 2}, {}, Stop.STOPPED, "stored nothing of series"),  # of what is sent again, nothing
+    "corrupt-instances k=1000": ({"k": 1000}, {}, Stop.WAITING, "were sent and taken, and are not there"),
+    "truncate-instances k=1000": ({"k": 1000}, {}, Stop.WAITING, "were sent and taken, and are not there"),
+    "commit-409-locked": ({}, {}, Stop.WAITING, "at work on the session"),
+    "commit-conflict": ({}, {}, Stop.STOPPED, "the request to archive was answered 409"),
+    "lying-archive": ({}, {}, Stop.WAITING, "does not show the session in its archive"),
+    "black-hole": ({}, {"timeout": "1 s"}, Stop.WAITING, "no answer within 1 s"),
+    "cut-at bytes=5000": ({"bytes": 5_000}, {}, Stop.WAITING, "the connection broke"),
+    "proxy-cut seconds=0.1 work=0.3": ({"seconds": 0.1, "work": 0.3}, {}, Stop.WAITING, "answered 504"),
+    "busy-500": ({}, {}, Stop.WAITING, "was answered 500"),
+    "busy-502": ({}, {}, Stop.WAITING, "answered 502"),
+    "busy-503": ({}, {}, Stop.WAITING, "answered 503"),
+    "401": ({}, {}, Stop.WAITING, "the credential was refused"),
+    "redirect-html": ({}, {}, Stop.WAITING, "does a proxy ask for a login"),
+}
+
+
+@pytest.fixture(scope="module")
+def cases(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Parallel]]:
+    """The cases of both tables that were asked for, all under way."""
+    asked = {item.name for item in request.session.items}
+    running = {
+        test: Parallel(run, {name: (name.split()[0], *case) for name, case in table.items()
+                             if f"{test}[{name}]" in asked},
+                       tmp_path_factory.mktemp(test))
+        for test, run, table in (("test_what_passes_needs_nobody", passes, PASSING),
+                                 ("test_what_lasts_is_said_and_costs_nothing", lasts, LASTING))}
+    yield running
+    for each in running.values():
+        each.close()
+
+
+@pytest.mark.parametrize("case", PASSING)
+def test_what_passes_needs_nobody(cases: dict[str, Parallel], case: str) -> None:
     """An outage or a lie that ends must end in an exact archive, without anybody's help and with one receipt."""
+    cases["test_what_passes_needs_nobody"].outcome(case)
+
+
+def passes(pair: Pair, name: str, options: dict[str, Any], settings: dict[str, Any]) -> None:
     box, central = pair(destination=settings)
     fault = central.misbehave(name, **options)
     images = list(data.study(2, 3))
@@ -66,57 +106,35 @@ def test_what_passes_needs_nobody(pair: Pair, name: str, options: dict[str, Any]
     assert box.balances().delivered == len(images)
 
 
-# name, options, settings, state it stays in, words for the operator
-LASTING: list[tuple[str, dict[str, Any], dict[str, Any], Stop, str]] = [
-    ("empty-list", {}, {}, Stop.STOPPED, "stored nothing of series"),
-    ("400-wrap", {}, {}, Stop.WAITING, "the upload was answered 400"),
-    ("disk-full", {"after": 1}, {}, Stop.WAITING, "the upload was answered 400"),
-    ("concurrent-400", {}, {}, Stop.WAITING, "busy with the same data"),
-    ("wrong-project", {}, {}, Stop.STOPPED, "not into the project of the route"),
-    ("drop-instances", {"k": 2}, {}, Stop.WAITING, "were sent and taken, and are not there"),
-    ("corrupt-instances", {"k": 1000}, {}, Stop.WAITING, "were sent and taken, and are not there"),
-    ("truncate-instances", {"k": 1000}, {}, Stop.WAITING, "were sent and taken, and are not there"),
-    ("commit-409-locked", {}, {}, Stop.WAITING, "at work on the session"),
-    ("commit-conflict", {}, {}, Stop.STOPPED, "the request to archive was answered 409"),
-    ("lying-archive", {}, {}, Stop.WAITING, "does not show the session in its archive"),
-    ("black-hole", {}, {"timeout": "1 s"}, Stop.WAITING, "no answer within 1 s"),
-    ("cut-at", {"bytes": 5_000}, {}, Stop.WAITING, "the connection broke"),
-    ("proxy-cut", {"seconds": 0.1, "work": 0.3}, {}, Stop.WAITING, "answered 504"),
-    ("busy-500", {}, {}, Stop.WAITING, "was answered 500"),
-    ("busy-502", {}, {}, Stop.WAITING, "answered 502"),
-    ("busy-503", {}, {}, Stop.WAITING, "answered 503"),
-    ("401", {}, {}, Stop.WAITING, "the credential was refused"),
-    ("redirect-html", {}, {}, Stop.WAITING, "does a proxy ask for a login"),
-]
-
-
-@pytest.mark.parametrize(("name", "options", "settings", "state", "words"), LASTING, ids=lambda value: value if
-                         isinstance(value, str) and " " not in value else None)
-def test_what_lasts_is_said_and_costs_nothing(pair: Pair, name: str, options: dict[str, Any], settings: dict[str, Any],
-                                              state: Stop, words: str) -> None:
+@pytest.mark.parametrize("case", LASTING)
+def test_what_lasts_is_said_and_costs_nothing(cases: dict[str, Parallel], case: str) -> None:
     """As long as it lasts: the state and the words that an operator needs, every file kept, no receipt, no purge.
 
     Mended, and tried again by hand where only a person could help, it arrives exactly once.
     """
+    cases["test_what_lasts_is_said_and_costs_nothing"].outcome(case)
+
+
+def lasts(pair: Pair, name: str, options: dict[str, Any], settings: dict[str, Any], state: Stop, words: str) -> None:
     box, central = pair(destination=settings)
     central.misbehave(name, **options)
     images = list(data.study(2, 3))
     box.take(images)
-    row = box.wait_words(words, attempts=1 if state is Stop.STOPPED else 2) if name not in (
-        "concurrent-400", "commit-409-locked", "lying-archive") else box.wait_words(words)
+    long_pause = name in ("concurrent-400", "commit-409-locked", "lying-archive")
+    row = box.wait_words(words, attempts=1 if state is Stop.STOPPED or long_pause else 2)
     assert (row["state"], row["shipment_state"]) == (state, State.READY)
     box.all_here(images)
     assert box.ledger.value("SELECT count(*) FROM receipt") == 0
     assert box.balances().on_its_way == len(images)
     assert words in box.status()["destinations"][0]["error"]
-    before = len(central.requests)
     if state is Stop.STOPPED:  # nothing is tried until somebody says so
-        box.worker.step()
+        before = len(central.requests)
+        time.sleep(1.5)
         assert len(central.requests) == before
     central.behave()
     if name == "wrong-project":  # as the words ask of the central site
         for left in central.prearchive_rows():
-            staff(central, "DELETE", f"/data{left['url']}")
+            assert staff(central, "DELETE", f"/data{left['url']}") == 200
     if state is Stop.STOPPED:
         box.retry()
     box.impatiently()

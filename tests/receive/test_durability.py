@@ -1,4 +1,4 @@
-"""What was acknowledged stays: synced before the answer, through full disks, read-only disks, kill -9 and power cuts."""
+"""What was acknowledged stays: synced before the answer, kept through full disks, kill -9 and power cuts."""
 
 from __future__ import annotations
 
@@ -179,7 +179,7 @@ def small_disk(folder: Path, megabytes: int) -> Iterator[Path]:
     try:
         yield folder
     finally:
-        wait_for(lambda: proof.run("umount", folder, check=False).returncode == 0, say="it cannot be unmounted")
+        proof.run("umount", "--lazy", folder)  # this process may still have the ledger open
 
 
 def free(folder: Path) -> int:
@@ -202,8 +202,7 @@ def store_until_refused(agent: Agent, size: tuple[int, int], most: int = 200) ->
                     break
             else:
                 taken.append(str(image.SOPInstanceUID))
-        assert peer.echo.__self__ is peer  # the association is still there:
-        peer.release()
+        peer.release()  # refusals do not cost the association
     return taken, refused
 
 
@@ -215,7 +214,8 @@ def test_the_reserve_is_kept(tmp_path: Path, way: str, size: tuple[int, int]) ->
         agent = Agent(tmp_path / "box", receive("4 MiB" if way == "journal" else "0 B", reserve="30 MB"))
         with running(agent, "receive"):
             ballast = disk / "ballast"
-            ballast.write_bytes(bytes(max(free(disk) - 34_000_000, 0)))
+            ballast.write_bytes(bytes(max(free(disk) - 36_000_000, 0)))
+            assert free(disk) > 33_000_000
             taken, refused = store_until_refused(agent, size, 1000)
             assert refused == [0xA700] * 3 and taken
             assert free(disk) > 30_000_000 - 8_000_000, "the reserve was used up"
@@ -290,7 +290,7 @@ def test_a_disk_that_became_read_only(tmp_path: Path) -> None:
             proof.all_rows(agent, again)
             assert proof.intact(agent) == 10
     finally:
-        wait_for(lambda: proof.run("umount", agent.config.spool, check=False).returncode == 0)
+        proof.run("umount", "--lazy", agent.config.spool)
 
 
 # kill -9 and power cuts

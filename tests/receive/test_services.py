@@ -28,7 +28,7 @@ from pydicom.uid import (
 from pynetdicom import AE, AllStoragePresentationContexts, evt
 from pynetdicom.pdu_primitives import AsynchronousOperationsWindowNegotiation
 
-from relay_agent.commitment import no_delay
+from relay_agent.scu import no_delay
 from tests import data, peers
 from tests.harness import Agent, running, wait_for
 from tests.receive import proof, scu
