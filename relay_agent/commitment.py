@@ -69,5 +69,5 @@ def _say(association: Outgoing, transaction: str, instances: list[tuple[str, str
         status, _ = association.send_n_event_report(report, 2 if any(reasons) else 1, COMMITMENT, COMMITMENT_INSTANCE)
         return bool(status) and status.Status == 0
     except (RuntimeError, ValueError) as error:
-        log.warning("a storage commitment report waits: %s", type(error).__name__, extra={"peer": peer})
+        log.warning("a storage commitment report waits: %s", type(error).__name__)
         return False

@@ -121,7 +121,7 @@ class Receiver(_Table):
 
     ae_title: AETitle = Field(description="Called AE title; also the receiver's name in routes and in the ledger.", examples=["RELAY"])
     port: int = Field(11112, ge=0, le=65535, description="TCP port.")
-    address: str = Field("0.0.0.0", description="Address to listen on.")
+    address: str = Field("0.0.0.0", description="Address to listen on.")  # noqa: S104 - scanners are on the network
     allow: tuple[Caller, ...] = Field(description='Who may call: AE titles, networks, or both as "AE@network"; "*" is anybody. Everybody else is rejected at association.', examples=[["MR1@192.0.2.0/24", "CTSCAN", "198.51.100.7"]])
     max_associations: int = Field(100, ge=1, description="More associations than this at a time are rejected as a passing shortage.")
     idle_timeout: Duration = Field(300.0, gt=0, description="An association on which nothing was heard for this long is aborted.", examples=["5 min"])

@@ -306,8 +306,8 @@ def recount(ledger: Ledger) -> int:
         sums = {row["id"]: row["instances"] for row in ledger.all("SELECT id, instances FROM shipment")}
         rows = {row["shipment"]: row["n"] for row in ledger.all(
             "SELECT shipment, count(*) AS n FROM instance WHERE shipment IS NOT NULL GROUP BY shipment")}
-        rows["unstaged"] = ledger.value("SELECT count(*) FROM instance WHERE shipment IS NULL AND problem IS NULL")
-        rows["quarantined"] = ledger.value("SELECT count(*) FROM instance WHERE problem IS NOT NULL AND shipment IS NULL")
+        for place, sign in (("unstaged", "IS NULL"), ("quarantined", "IS NOT NULL")):
+            rows[place] = ledger.value(f"SELECT count(*) FROM instance WHERE shipment IS NULL AND problem {sign}")
     sums |= {place: told[place] for place in ("unstaged", "quarantined")}
     misplaced = sum(abs(rows.get(place, 0) - sums.get(place, 0)) for place in rows.keys() | sums.keys())
     return int(max(misplaced, abs(sum(rows.values()) - told["received"])))

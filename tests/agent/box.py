@@ -40,7 +40,7 @@ class Image:
     sop: str = "1.2.3.1.1"
     version: int = 0  # other bytes under the same UIDs
     comments: str = "Project:P1 Subject:S1 Session:S1_MR1"
-    name: str = "Planted^Name"
+    name: str = ""
 
     def data_set(self) -> bytes:
         data = Dataset()

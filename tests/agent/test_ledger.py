@@ -179,7 +179,7 @@ class Books(RuleBasedStateMachine):
             assert (row["instances"], row["bytes"]) == (row["n"], row["b"])
 
 
-Books.TestCase.settings = settings(max_examples=40, stateful_step_count=40, deadline=None,
+Books.TestCase.settings = settings(max_examples=30, stateful_step_count=40, deadline=None,
                                    suppress_health_check=[HealthCheck.too_slow])
 TestBooks = Books.TestCase
 

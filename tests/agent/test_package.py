@@ -214,7 +214,7 @@ def test_digests_are_taken_once(session: Box) -> None:
     assert manifest(session.ledger, session.spool.folder, 1) == first
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.data())
 def test_a_flipped_bit_anywhere_in_the_data_set_is_noticed(
         tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:

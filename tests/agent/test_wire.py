@@ -57,8 +57,8 @@ def test_no_limit_means_one_pdu() -> None:
 
 @pytest.mark.parametrize("largest", range(1, 7))
 def test_a_limit_below_what_the_protocol_needs_does_not_keep_the_answer_back(largest: int) -> None:
-    made = pdus(wire.p_data(1, b"answer", True, largest))
-    assert b"".join(decode(pdu).presentation_data_value_items[0].presentation_data_value[1:] for pdu in made) == b"answer"
+    items = [decode(pdu).presentation_data_value_items for pdu in pdus(wire.p_data(1, b"answer", True, largest))]
+    assert b"".join(item.presentation_data_value[1:] for item, in items) == b"answer"
 
 
 def test_the_small_pdus_are_those_of_pynetdicom_byte_for_byte() -> None:
