@@ -7,7 +7,6 @@ The classes below are the only description of it: they validate, their texts bec
 from __future__ import annotations
 
 import ipaddress
-import json
 import os
 import re
 import tomllib
@@ -25,9 +24,8 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
-from pydantic_core import PydanticUndefined
 
-from relay_agent import units
+from relay_agent import config_text, units
 from relay_agent.identify import Rules
 
 DEFAULT_PATH = Path("/etc/relay-agent/config.toml")
@@ -371,109 +369,12 @@ def load(path: Path) -> Config:
         # A list with a bad entry counts as short of it: said once is enough.
         found = [item for item in found if item["type"] != "too_short"
                  or not any(other["loc"][:-1][:len(item["loc"])] == item["loc"] for other in found)]
-        raise ConfigError("\n".join(f"{path}: {_finding(item)}" for item in found)) from None
-
-
-# What the validator says in terms of this program, in terms of the file.
-_WORDS = {"tuple_type": "write a list, [...]", "model_type": "write a table, [...] with settings below it",
-          "too_short": "there must be at least one"}
-
-
-def _finding(item: Any) -> str:
-    """One validation error as `key = value: what is wrong. Remedy`."""
-    steps = [step for step in item["loc"] if step not in _KINDS]
-    key = "".join(f"[{step + 1}]" if isinstance(step, int) else f".{step}" for step in steps).lstrip(".")
-    field = _field(item["loc"])
-    remedy = f" {field.description}" if field is not None and field.description else ""
-    if field is not None and field.examples:
-        remedy += f" Example: {toml(field.examples[0])}"
-    if item["type"] == "missing":
-        return f"{key} is missing.{remedy}"
-    if item["type"] == "extra_forbidden":
-        return f"{key} is not a setting; remove it or correct its name (relay-agent example-config lists all)."
-    what = _WORDS.get(item["type"]) or item["msg"].removeprefix("Value error, ").rstrip(".")
-    hidden = isinstance(item["input"], (dict, BaseModel)) or "credential" in steps
-    value = "" if hidden else f" = {toml(item['input'])}"
-    return f"{key}{value}: {what}.{remedy}" if key else f"{what}."
-
-
-def _field(steps: tuple[str | int, ...]) -> Any:
-    """The setting to which such a path leads; of destinations, in the class of its kind."""
-    models: list[Any] = [Config]
-    field = None
-    for step in steps:
-        if isinstance(step, int):
-            continue
-        if step in _KINDS and len(models) > 1:
-            models = [_KINDS[step]]
-            continue
-        field = next((m.model_fields[step] for m in models if step in m.model_fields), None)
-        models = _models(field.annotation) if field is not None else []
-    return field
-
-
-def _models(annotation: Any) -> list[type[_Table]]:
-    """The table classes inside an annotation such as ``tuple[Receiver, ...]``."""
-    if isinstance(annotation, type) and issubclass(annotation, _Table):
-        return [annotation]
-    found: list[type[_Table]] = []
-    for part in getattr(annotation, "__args__", ()):
-        found += [model for model in _models(part) if model not in found]
-    return found
-
-
-def toml(value: Any) -> str:
-    """A value as TOML writes it."""
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, (list, tuple)):
-        return "[" + ", ".join(toml(part) for part in value) + "]"
-    if isinstance(value, dict):
-        return "{ " + ", ".join(f'"{key}" = {toml(part)}' for key, part in value.items()) + " }"
-    if isinstance(value, (int, float)):
-        return str(value)
-    return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")
+        raise ConfigError("\n".join(f"{path}: {config_text.finding(item, Config, _KINDS)}" for item in found)) from None
 
 
 def example() -> str:
     """A commented configuration with every setting, made from the classes above."""
-    lines = ["# Configuration of the relay agent. Settings behind '#' show the default, or an example where",
-             "# there is none. Check it with: relay-agent check --config FILE", ""]
-    tables = [(name, field) for name, field in Config.model_fields.items() if _models(field.annotation)]
-    lines += _settings(Config, skip={name for name, _ in tables})
-    for name, field in tables:
-        repeated = "tuple" in str(field.annotation)
-        for number, model in enumerate(_models(field.annotation)):
-            optional = number > 0 or name == "alert"
-            lines += _table(name, model, repeated, "# " if optional else "")
-    return "\n".join(lines) + "\n"
-
-
-def _table(name: str, model: type[_Table], repeated: bool, off: str) -> list[str]:
-    doc = " ".join((model.__doc__ or "").split())
-    lines = [f"# {doc}", off + (f"[[{name}]]" if repeated else f"[{name}]")]
-    inner = {key: _models(field.annotation) for key, field in model.model_fields.items()}
-    lines += [off + line if off and line and not line.startswith("#") else line
-              for line in _settings(model, skip={key for key, models in inner.items() if models})]
-    for key, models in inner.items():
-        for part in models:
-            many = "tuple" in str(model.model_fields[key].annotation)
-            lines += _table(f"{name}.{key}", part, many, "# ")
-    return lines
-
-
-def _settings(model: type[_Table], skip: set[str]) -> list[str]:
-    lines: list[str] = []
-    for key, field in model.model_fields.items():
-        if key in skip:
-            continue
-        default = field.get_default(call_default_factory=True)
-        required = field.is_required()
-        shown = field.examples[0] if field.examples and (required or not isinstance(default, bool)) else default
-        if shown is PydanticUndefined:
-            shown = ""
-        lines += [f"# {field.description}", f"{'' if required else '# '}{key} = {toml(shown)}"]
-    return [*lines, ""]
+    return config_text.example(Config)
 
 
 def secret(name: str) -> tuple[str, str]:

@@ -310,7 +310,8 @@ def test_what_was_purged_is_not_kept_when_it_is_sent_again(box: Box) -> None:
 
 
 @pytest.mark.parametrize(("content", "problem"), [
-    (Image().file(), None), (b"text", "preamble"), (b"", "preamble"), (bytes(128) + b"DICM" + b"\xff" * 40, "cannot be used"),
+    (Image().file(), None), (b"text", "preamble"), (b"", "preamble"),
+    (bytes(128) + b"DICM" + b"\xff" * 40, "cannot be used"),
     (dicom.file_header(dicom.DICOMDIR, "1.2", "1.2.840.10008.1.2.1", "S", "R"), "DICOMDIR")])
 def test_files_are_taken_in_or_quarantined_and_never_changed(box: Box, content: bytes, problem: str | None) -> None:
     file = box.folder / "file"

@@ -18,7 +18,7 @@ from pydicom.dataset import Dataset
 from pynetdicom.dsutils import encode
 
 from relay_agent import dicom, receipt, report, review, stage
-from relay_agent.config import toml
+from relay_agent.config_text import toml
 from relay_agent.ledger import State, Stop, balance
 from relay_agent.purge import purge
 from relay_agent.spool import Spool
@@ -203,6 +203,10 @@ class Box(Agent):
     def all_here(self, images: Sequence[Dataset]) -> None:
         """Nothing was purged, nor would be: every image is in the spool as it came, and the ledger balances."""
         assert purge(self.ledger, Spool(self.config.spool, 0), retention=0.0) == 0
+        self.kept(images)
+
+    def kept(self, images: Sequence[Dataset]) -> None:
+        """Every image is in the spool as it came, nothing else is, and the ledger balances."""
         files = [self.config.spool / path for path, _ in Spool(self.config.spool, 0).files()]
         assert data_sets(files) == digests(images)
         self.balances()

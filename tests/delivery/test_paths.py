@@ -63,7 +63,8 @@ def test_from_the_scanner_to_the_receipt_and_the_purge(tmp_path: Path) -> None:
                 assert entry["received_data_set_sha256"] == hashlib.sha256(sent_bytes(image)).hexdigest()
                 assert entry["sent_sha256"] == hashlib.sha256(stored).hexdigest()
                 assert entry["sent_md5"] == hashlib.md5(stored, usedforsecurity=False).hexdigest()
-                assert (entry["sent_size"], entry["server_size"], entry["proved_by"]) == (len(stored), len(stored), "md5")
+                assert (entry["sent_size"], entry["server_size"]) == (len(stored), len(stored))
+                assert entry["proved_by"] == "md5"
                 assert (entry["received_from"], entry["series"]) == ("SCANNER", image.SeriesInstanceUID)
             assert (receipt["project"], receipt["subject"], receipt["session"]) == ("P1", "S1", "S1_MR1")
             box.wait_state("purged", len(images))
@@ -126,7 +127,7 @@ def test_a_session_that_staff_deletes_is_not_sent_again_unasked(pair: Pair) -> N
 
 @pytest.mark.parametrize("rewriting", [False, True])
 def test_the_prearchive_may_be_the_end_of_the_way(pair: Pair, rewriting: bool) -> None:
-    """With accept_prearchive it is delivered when it lies there, proved by digest or, past a site script, by fetching."""
+    """With accept_prearchive it is delivered when it lies there, proved by digest or past a site script by fetching."""
     box, central = pair(destination={"archive": False, "accept_prearchive": True}, site_anon=rewriting)
     images = list(data.study(2, 3))
     box.take(images)
@@ -171,7 +172,7 @@ def test_the_newer_of_two_versions_stays(pair: Pair, central_site: dict[str, Any
     box.wait(Stop.VERIFIED)
     box.take([second])
     box.wait(Stop.VERIFIED, shipment=2)
-    box.all_here([*first, second])
+    box.kept([*first, second])
     pixels = {str(image.SOPInstanceUID): image.PixelData for image in map(dcmread, archived_files(central))}
     assert pixels == {str(image.SOPInstanceUID): image.PixelData for image in (first[0], second, first[2])}
     assert len(archived_files(central)) == 3
@@ -319,7 +320,7 @@ def test_routes_take_what_their_conditions_say(tmp_path: Path) -> None:
         ("P2", list(data.study(1, 2, comments="Project:P2 Subject:A6 Session:A6_MR1")), {}),
         (None, named("A7", **{**phantom, "ManufacturerModelName": "X12"}), {}),  # a part of a tag is not the whole
         ("CALLER", named("A8", modality="CT"), {"calling": "MR2"}),
-        ("MODALITY", named("A9") , {}),
+        ("MODALITY", named("A9"), {}),
     ]
     # One series of several is enough for a condition.
     study = sessions[-1][1][0].StudyInstanceUID
@@ -338,7 +339,8 @@ def test_routes_take_what_their_conditions_say(tmp_path: Path) -> None:
                 if project:
                     arrived_exactly(central, images, f"A{number}_MR1", project)
             [held] = box.json("list", "--state", "held")
-            assert (held["session"], held["reason"]) == ("A7_MR1", "no route takes it; assign it by hand or add a route")
+            assert held["session"] == "A7_MR1"
+            assert held["reason"] == "no route takes it; assign it by hand or add a route"
             assert box.balances().held == 3
 
 
@@ -486,7 +488,7 @@ def test_a_receipt_that_is_edited_or_removed_shows(pair: Pair) -> None:
         box.wait(Stop.VERIFIED, shipment)
     assert json.loads(box.cli("receipt", "--verify", "--json").stdout) == {"receipts": 3, "faults": []}
     with box.ledger.write() as connection:
-        connection.execute("UPDATE receipt SET body = replace(body, '\"subject\": \"S', '\"subject\": \"T') WHERE id = 2")
+        connection.execute("UPDATE receipt SET body = replace(body, 'S2_MR1', 'S9_MR1') WHERE id = 2")
     edited = box.cli("receipt", "--verify")
     assert (edited.returncode, edited.stdout.strip()) == (1, "receipt 2 was edited")
     with box.ledger.write() as connection:
