@@ -27,7 +27,7 @@ from pathlib import Path
 
 from relay_agent import wire
 from relay_agent.association import Arrival, Association, Ended, Opened
-from relay_agent.config import TLS, Config, Receiver
+from relay_agent.config import TLS, Config, ConfigError, Receiver
 from relay_agent.journal import Journal, recover
 from relay_agent.ledger import Ledger, State
 from relay_agent.spool import Spool
@@ -66,10 +66,16 @@ def tls_context(tls: TLS) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_ciphers("ECDHE+AESGCM:ECDHE+CHACHA20")
-    context.load_cert_chain(tls.certificate, tls.key)
-    if tls.client_ca is not None:
-        context.load_verify_locations(tls.client_ca)
-        context.verify_mode = ssl.CERT_REQUIRED
+    named = f"certificate {tls.certificate} and key {tls.key}"
+    try:
+        context.load_cert_chain(tls.certificate, tls.key)
+        if tls.client_ca is not None:
+            named = f"client_ca {tls.client_ca}"
+            context.load_verify_locations(tls.client_ca)
+            context.verify_mode = ssl.CERT_REQUIRED
+    except OSError as error:
+        raise ConfigError(f"receiver.tls: {named} cannot be used: {error.strerror or type(error).__name__}. Give PEM "
+                          "files that belong together and that the service may read") from None
     return context
 
 
@@ -257,6 +263,7 @@ class _ChildServer:
             if context is not None:
                 connection.settimeout(30)
                 connection = context.wrap_socket(connection, server_side=True)
+                self._threads[threading.current_thread()] = connection
             Association(connection, peer, self._listeners[number].receivers, self._spool, self._book,
                         self._config.receive.max_pdu, crowded).serve()
         except (OSError, ssl.SSLError) as error:
@@ -273,8 +280,10 @@ class _ChildServer:
             time.sleep(0.02)
         for connection in list(self._threads.values()):
             with contextlib.suppress(OSError):
-                connection.sendall(wire.abort(wire.NOT_SPECIFIED))
-                connection.shutdown(socket.SHUT_RDWR)
+                if not isinstance(connection, ssl.SSLSocket):  # another thread is reading through that one
+                    connection.sendall(wire.abort(wire.NOT_SPECIFIED))
+                # Not SSLSocket's own shutdown: it would let the reader go on without TLS.
+                socket.socket.shutdown(connection, socket.SHUT_RDWR)
         while self._threads and time.monotonic() < deadline + 2:
             time.sleep(0.02)
         self._book.close()

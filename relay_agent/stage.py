@@ -49,7 +49,7 @@ def record(connection: sqlite3.Connection, spool: Spool, arrival: Arrival, via: 
         "RETURNING id, path, purged",
         (arrival.receiver, arrival.sop_instance, arrival.sop_class, arrival.transfer_syntax, stored.digest, stored.size,
          stored.path, via, arrival.calling_ae, arrival.association or None, time.time(), problem)).fetchone()
-    if row["path"] == stored.path:
+    if row["purged"] is None and row["path"] == stored.path:
         return []
     if row["purged"] is not None or (spool.folder / row["path"]).exists():
         return [stored.path]
@@ -76,8 +76,9 @@ def reconcile(ledger: Ledger, spool: Spool, config: Config, *, since: float = 0.
             continue
         if path.rpartition("/")[0] != folder:
             folder = path.rpartition("/")[0]
-            known = {row[0] for row in ledger.all("SELECT path FROM instance WHERE path > ? AND path < ?",
-                                                  f"{folder}/", f"{folder}0")}
+            # One that was purged is not known: the journal may have brought its file back.
+            known = {row[0] for row in ledger.all("SELECT path FROM instance WHERE path > ? AND path < ? AND purged "
+                                                  "IS NULL", f"{folder}/", f"{folder}0")}
         if path in known:
             continue
         try:
@@ -119,7 +120,7 @@ def _enter(ledger: Ledger, spool: Spool, path: str, size: int) -> bool:
     arrival = Arrival(receiver, Stored(path, digest, size), meta.sop_class, meta.sop_instance, meta.transfer_syntax,
                       meta.calling_ae, 0)
     with ledger.write() as connection:
-        if connection.execute("SELECT 1 FROM instance WHERE path = ?", (path,)).fetchone():
+        if connection.execute("SELECT 1 FROM instance WHERE path = ? AND purged IS NULL", (path,)).fetchone():
             return False  # its row came while we looked
         surplus = record(connection, spool, arrival, "recovered", problem)
     spool.remove(surplus)

@@ -365,10 +365,10 @@ def test_tls(start: Callable[..., tuple[Central, Client]], tmp_path: Path) -> No
     trustme = pytest.importorskip("trustme")
     authority = trustme.CA()
     authority.cert_pem.write_to_path(tmp_path / "ca.pem")
-    authority.issue_cert("localhost").private_key_and_cert_chain_pem.write_to_path(tmp_path / "server.pem")
+    authority.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(tmp_path / "server.pem")
     central, client = start(tls=(tmp_path / "server.pem", tmp_path / "server.pem"))
     client.verify = str(tmp_path / "ca.pem")
-    assert central.url.startswith("https://localhost:")
+    assert central.url.startswith("https://127.0.0.1:")
     assert client.send_zip(series(3)).status_code == 200
     with pytest.raises(requests.exceptions.SSLError):
         Client(central.url).get("/data/auth")

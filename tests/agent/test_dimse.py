@@ -82,6 +82,17 @@ def test_a_command_that_is_cut_or_changed_anywhere_is_no_surprise_either(data: s
             pass
 
 
+def test_a_command_that_is_cut_inside_an_element_is_bad() -> None:
+    whole = store_request(7, "1.2.3")
+    ends, position = set(), 0
+    while position < len(whole):
+        ends.add(position)
+        position += 8 + int.from_bytes(whole[position + 4:position + 8], "little")
+    for length in set(range(len(whole))) - ends:
+        with pytest.raises(BadCommand):
+            Command(whole[:length])
+
+
 def test_a_missing_number_is_named() -> None:
     command = Command(dimse.encode({dimse.COMMAND_FIELD: 1, dimse.AFFECTED_CLASS: MR}))
     with pytest.raises(BadCommand, match=r"\(0000,0110\)"):

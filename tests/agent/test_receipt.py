@@ -130,15 +130,19 @@ def test_nothing_is_recorded_when_proofs_are_lacking(box: Box, lacking: int, wor
     assert box.ledger.value("SELECT state FROM delivery") == Stop.WAITING
 
 
-def test_a_shipment_that_changed_meanwhile_gets_no_receipt(box: Box) -> None:
+@pytest.mark.parametrize("statement", ["UPDATE shipment SET state = 'rejected'", "UPDATE shipment SET state = 'held'",
+                                       "UPDATE instance SET problem = 'damaged' WHERE id = 2",
+                                       "UPDATE instance SET shipment = 1"])
+def test_a_shipment_that_changed_meanwhile_gets_no_receipt(box: Box, statement: str) -> None:
     box.receive(Image(sop="1.1"), Image(sop="1.2"))
     sort_all(box)
     box.move(1, State.READY)
     found = manifest(box.ledger, box.spool.folder, 1)
-    box.move(1, State.REJECTED)
+    box.receive(Image(sop="1.3"))
+    change(box, statement)
     with pytest.raises(Retry, match="changed while it was delivered"):
         verify(box.config, box.ledger, Proving(), "central", found, "", [], 1)  # type: ignore[arg-type]
-    assert box.state() == State.REJECTED and box.ledger.all("SELECT * FROM receipt") == []
+    assert box.state() != State.DELIVERED and box.ledger.all("SELECT * FROM receipt") == []
 
 
 def test_delivered_means_verified_everywhere(box: Box) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from relay_agent import alert, dicom, purge, report
+from relay_agent import alert, dicom, package, purge, report, route
 from relay_agent.association import Arrival
 from relay_agent.ledger import State, balance, recount
 from relay_agent.receive import safety
@@ -129,6 +129,18 @@ ACTIONS: dict[str, Callable[[Box], object]] = {
     "purge": lambda box: purge.purge(box.ledger, box.spool, 1.0),
     "list": lambda box: (report.shipments(box.ledger, None, 100), report.quarantined(box.ledger, 100)),
 }
+
+
+def one_shipment(box: Box) -> None:
+    """What grows with the shipment that is worked on, and with nothing else."""
+    with box.ledger.write() as connection:
+        connection.execute("UPDATE instance SET sent_md5 = x'00', sent_sha256 = x'00', sent_size = 1 WHERE shipment = 1")
+    assert report.shipment(box.ledger, 1) and package.manifest(box.ledger, box.spool.folder, 1).items
+    route.decide(box.config, box.ledger, box.spool, 1)
+    box.move(1, State.DELIVERED)
+    assert purge.purge(box.ledger, box.spool, -1.0) == 1
+
+
 # Passes over as many instances as are new, in quarantine or in conflict, and the look at the newest one.
 BOUNDED = re.compile(r"USING (COVERING )?INDEX instance_(unstaged|problem|conflict)")
 NEWEST = re.compile(r"ORDER BY id DESC LIMIT 1$")
@@ -175,7 +187,9 @@ def few(tmp_path_factory: pytest.TempPathFactory) -> tuple[Measured, Meter]:
     """An instance in each shipment."""
     box = Box(tmp_path_factory.mktemp("few"))
     fill(box, SHIPMENTS)
-    return measure(box)
+    found, meter = measure(box)
+    meter(one_shipment)
+    return found, meter
 
 
 def test_no_statement_goes_through_all_instances(few: tuple[Measured, Meter]) -> None:

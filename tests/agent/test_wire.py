@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import socket
 import threading
 from collections.abc import Iterator
@@ -131,6 +132,21 @@ def test_what_was_cut_is_read_again_however_it_comes(messages: list[tuple[bytes,
             joined.append((part, bool(control & 1)))
             part = b""
     assert joined == [(message, command) for message, command, _ in messages] and part == b""
+
+
+@pytest.mark.parametrize("size", [997, 4001, 60_013])
+def test_pdus_across_the_buffers_end_arrive_whole(pair: tuple[socket.socket, Wire], size: int) -> None:
+    theirs, reader = pair
+    message = random.Random(size).randbytes(1_000_000)
+
+    def send() -> None:
+        theirs.sendall(wire.p_data(1, message, False, size))
+        theirs.close()
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    assert b"".join(fragment for _, _, fragment in read(reader)) == message
+    sender.join()
 
 
 def test_a_slice_stays_valid_until_the_next_call(pair: tuple[socket.socket, Wire]) -> None:

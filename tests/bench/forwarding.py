@@ -223,7 +223,7 @@ def slow_line(corpus: Corpus, folder: Path, quick: bool) -> Section:
 def _over_https(place: Path, studies: Sequence[tuple[str, Study]], compression: str) -> list[Run]:
     runs = []
     with central(place / "central") as there, Line("127.0.0.1", there.port, LINE_BITS, LINE_RTT) as line, \
-            box(place / "box", there, f"https://localhost:{line.port}", f'compression = "{compression}"') as agent:
+            box(place / "box", there, f"https://127.0.0.1:{line.port}", f'compression = "{compression}"') as agent:
         roots = [process.pid for process in agent.processes.values()]
         for load, study in studies:
             os.sync()

@@ -179,7 +179,7 @@ def central(folder: Path) -> Iterator[CentralServer]:
     with _running(command, folder / "log", True):
         wait_for(lambda: ready.exists() and ready.read_text(), 20, "the stand-in to start")
         port = int(ready.read_text())
-        yield CentralServer(port, f"https://localhost:{port}", certificates)
+        yield CentralServer(port, f"https://127.0.0.1:{port}", certificates)
 
 
 @contextmanager

@@ -84,7 +84,7 @@ class Central:
         self._server = Server(self, host, port, context)
         scheme = "https" if tls else "http"
         self.port = self._server.server_address[1]
-        self.url = f"{scheme}://{'localhost' if tls else host}:{self.port}"
+        self.url = f"{scheme}://{host}:{self.port}"
         self._threads: list[threading.Thread] = []
 
     # lifetime

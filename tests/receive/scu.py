@@ -111,7 +111,7 @@ class SCU:
         self.socket: socket.socket = socket.create_connection((host, port), timeout,
                                                               source_address=(source, 0) if source else None)
         if tls:
-            self.socket = tls.wrap_socket(self.socket, server_hostname="localhost")
+            self.socket = tls.wrap_socket(self.socket, server_hostname="127.0.0.1")
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.results: dict[int, tuple[int, str]] = {}  # of each context: result, transfer syntax
         self.user: dict[int, bytes] = {}

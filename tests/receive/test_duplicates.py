@@ -55,7 +55,7 @@ def files(agent: Agent, sop_instance: str) -> list[Path]:
 
 
 def test_same_bytes_again(box: Agent) -> None:
-    """A scanner that repeats what was acknowledged: acknowledged, one file, one row, counted once, also when it is late."""
+    """A scanner that repeats what was acknowledged: acknowledged, one file, one row, counted once, and later too."""
     image = data.instance()
     before = box.json("status")
     store(box, image)
@@ -184,7 +184,7 @@ def test_an_instance_that_lies_about_its_uid(box: Agent) -> None:
         peer.associate()
         assert peer.store(liar, scu.encode(image)) == 0
         peer.release()
-    row = wait_for(lambda: box.ledger.one("SELECT * FROM instance WHERE sop_instance = ? AND problem IS NOT NULL", liar))
+    (row,) = wait_for(lambda: (r := proof.rows(box, liar)) and r[0]["problem"] and r)
     assert "not the one it was sent under" in row["problem"]
     assert any(entry["instance"] == row["id"] for entry in box.json("list", "--quarantined"))
 

@@ -66,14 +66,15 @@ def secure(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secure]:
 
 def test_dcmtk_without_a_certificate(secure: Secure, tmp_path: Path) -> None:
     """DCMTK verifies our certificate against the CA and sends; the other way round it refuses us."""
-    where = ("-aec", "ANYCERT", "localhost", str(secure.agent.ports["ANYCERT"]))
+    where = ("-aec", "ANYCERT", "127.0.0.1", str(secure.agent.ports["ANYCERT"]))
     proof.run("echoscu", "--anonymous-tls", "--add-cert-file", secure.ca_file, *where)
     images = list(data.study(1, 10))
     files = data.write(images, tmp_path)
     proof.run("storescu", "--anonymous-tls", "--add-cert-file", secure.ca_file, *where, *files)
     rows = proof.all_rows(secure.agent, [str(image.SOPInstanceUID) for image in images])
     assert len(rows) == 10
-    done = proof.run("echoscu", "--anonymous-tls", "--add-cert-file", secure.folder / "scanners.pem", *where, check=False)
+    other = secure.folder / "scanners.pem"
+    done = proof.run("echoscu", "--anonymous-tls", "--add-cert-file", other, *where, check=False)
     assert done.returncode != 0
 
 
@@ -83,7 +84,7 @@ def test_dcmtk_with_a_certificate(secure: Secure, profile: str, tmp_path: Path) 
     key, certificate = secure.client(secure.scanners)
     (file,) = data.write([image := data.instance()], tmp_path)
     proof.run("storescu", "--enable-tls", key, certificate, "--null-passwd", "--add-cert-file", secure.ca_file, profile,
-              "-aec", "MUTUAL", "localhost", str(secure.agent.ports["MUTUAL"]), file)
+              "-aec", "MUTUAL", "127.0.0.1", str(secure.agent.ports["MUTUAL"]), file)
     proof.row(secure.agent, str(image.SOPInstanceUID))
 
 
@@ -94,7 +95,7 @@ def test_who_has_no_certificate_of_ours_gets_no_association(secure: Secure, who:
     if who != "nobody":
         identity = ("--enable-tls", *secure.client(trustme.CA() if who == "a stranger" else secure.ca), "--null-passwd")
     (file,) = data.write([image := data.instance()], tmp_path)
-    done = proof.run("storescu", *identity, "--add-cert-file", secure.ca_file, "-aec", "MUTUAL", "localhost",
+    done = proof.run("storescu", *identity, "--add-cert-file", secure.ca_file, "-aec", "MUTUAL", "127.0.0.1",
                      str(secure.agent.ports["MUTUAL"]), file, check=False)
     assert done.returncode != 0
     test_large_objects_over_tls(secure)  # what comes after it would be in the ledger by now
@@ -126,7 +127,8 @@ def test_old_versions_are_refused(secure: Secure, version: ssl.TLSVersion) -> No
     assert "alert" in str(caught.value).lower(), f"not refused by the box: {caught.value}"
 
 
-@pytest.mark.parametrize("ciphers", ["AES128-GCM-SHA256", "AES256-SHA256", "ECDHE-RSA-AES128-SHA256:ECDHE-ECDSA-AES128-SHA"])
+@pytest.mark.parametrize("ciphers", ["AES128-GCM-SHA256", "AES256-SHA256",
+                                     "ECDHE-RSA-AES128-SHA256:ECDHE-ECDSA-AES128-SHA"])
 def test_weak_ciphers_are_refused(secure: Secure, ciphers: str) -> None:
     """No forward secrecy, or no authenticated encryption: no handshake."""
     context = secure.context()
