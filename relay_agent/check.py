@@ -155,11 +155,8 @@ def _certificate(tls: TLS) -> Iterator[Finding]:
         expires = _expiry(tls)
     except ssl.SSLCertVerificationError as error:
         yield Finding(False, f"{tls.certificate}: callers refuse it ({error.verify_message})", "get a new certificate")
-    except OSError as error:
-        names = ", ".join(str(path) for path in (tls.certificate, tls.key, tls.client_ca) if path)
-        reason = error.reason if isinstance(error, ssl.SSLError) else error.strerror
-        yield Finding(False, f"TLS cannot use {names} ({reason})",
-                      "give the service PEM files that it may read, and the key that belongs to the certificate")
+    except ConfigError as error:
+        yield Finding(False, str(error), "renew them, or correct the paths")
     else:
         left = expires - time.time()
         yield Finding(left > _EXPIRES_SOON, f"{tls.certificate}: expires in {show_duration(left)}",

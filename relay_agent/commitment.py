@@ -16,7 +16,7 @@ from pynetdicom.presentation import build_role
 from relay_agent.association import COMMITMENT, COMMITMENT_INSTANCE, commitment_report
 from relay_agent.config import Config
 from relay_agent.ledger import Ledger
-from relay_agent.receive import safety
+from relay_agent.receive import ROWS_BY, safety
 from relay_agent.scu import no_delay, undisturbed
 from relay_agent.spool import Spool
 
@@ -28,11 +28,13 @@ _GIVE_UP = 7 * 86400.0  # a caller that was away this long asks again
 def report_due(config: Config, ledger: Ledger, spool: Spool) -> int:
     """Send the reports that are due; how many went. A caller that is away is tried again at the next call."""
     sent = 0
-    for row in ledger.all("SELECT * FROM commitment WHERE answered IS NULL AND requested > ?", time.time() - _GIVE_UP):
+    away: set[str] = set()
+    for row in ledger.all("SELECT * FROM commitment WHERE answered IS NULL AND requested BETWEEN ? AND ?",
+                          time.time() - _GIVE_UP, time.time() - ROWS_BY):
         receiver = next((r for r in config.receiver if r.name == row["receiver"]), None)
         peer = next((p for p in receiver.commitment_to if p.partition("@")[0] == row["calling_ae"]), None) \
             if receiver else None
-        if receiver is None or peer is None:
+        if receiver is None or peer is None or peer in away:
             continue
         instances = [(sop_class, instance) for sop_class, instance in json.loads(row["instances"])]
         reasons = safety(ledger, spool, row["receiver"], instances)
@@ -40,6 +42,8 @@ def report_due(config: Config, ledger: Ledger, spool: Spool) -> int:
             with ledger.write() as connection:
                 connection.execute("UPDATE commitment SET answered = ? WHERE id = ?", (time.time(), row["id"]))
             sent += 1
+        else:  # the others that wait for the same caller would only wait for it as long again
+            away.add(peer)
     return sent
 
 

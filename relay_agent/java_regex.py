@@ -281,7 +281,7 @@ class Regex:
                 return _scan(self.python, text, whole)
             job = json.dumps([self.python, text, whole])
             command = [sys.executable, "-I", __file__]
-            child = subprocess.run(command, input=job, timeout=SECONDS, check=True,  # noqa: S603 - all our own
+            child = subprocess.run(command, input=job, timeout=SECONDS, check=True,
                                    capture_output=True, text=True)
             return [[(start, end) for start, end in match] for match in json.loads(child.stdout)]
         except (OSError, ValueError, SystemError, subprocess.SubprocessError):

@@ -37,6 +37,7 @@ log = logging.getLogger(__name__)
 
 GRACE = 5.0  # seconds that associations have to end when the service stops
 _BATCH, _GATHER = 2000, 0.2  # rows and seconds: neighbours in an index then share its pages
+ROWS_BY = 2.0  # seconds after which every process has written the rows of what it acknowledged
 _HAND_OVER = struct.Struct("<II")  # listener number, associations open on it
 NO_SUCH_INSTANCE, CLASS_MISMATCH = 0x0112, 0x0119  # PS3.3 table C.14-1, Failure Reason
 
@@ -405,7 +406,15 @@ class LedgerBook:
                     "VALUES (?, ?, ?, ?, ?)", (transaction_uid, association.receiver, association.calling_ae,
                                                time.time(), json.dumps(list(instances))))
             return None
-        return safety(self._ledger, self._spool, association.receiver, instances)
+        reasons = safety(self._ledger, self._spool, association.receiver, instances)
+        deadline = time.monotonic() + ROWS_BY
+        while NO_SUCH_INSTANCE in reasons and time.monotonic() < deadline:
+            time.sleep(0.1)  # another process may have acknowledged them a moment ago
+            again = [number for number, reason in enumerate(reasons) if reason == NO_SUCH_INSTANCE]
+            found = safety(self._ledger, self._spool, association.receiver, [instances[n] for n in again])
+            for number, reason in zip(again, found, strict=True):
+                reasons[number] = reason
+        return reasons
 
 
 def safety(ledger: Ledger, spool: Spool, receiver: str, instances: Sequence[tuple[str, str]]) -> list[int]:

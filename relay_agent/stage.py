@@ -63,7 +63,7 @@ def reconcile(ledger: Ledger, spool: Spool, config: Config, *, since: float = 0.
     Looks at files changed after ``since`` (seconds since 1970) and not within the last ``settled`` seconds, whose
     rows may still be on their way.
     """
-    entered = 0
+    strays: list[tuple[float, str, int]] = []
     known: set[str] = set()
     folder = ""
     now = time.time()
@@ -87,7 +87,9 @@ def reconcile(ledger: Ledger, spool: Spool, config: Config, *, since: float = 0.
             continue
         if status.st_mtime < since or abs(now - status.st_mtime) < settled:
             continue
-        entered += _enter(ledger, spool, path, status.st_size)
+        strays.append((status.st_mtime, path, status.st_size))
+    # In the order in which they came: of two versions of an instance the later one must stay the later one.
+    entered = sum(_enter(ledger, spool, path, size) for _, path, size in sorted(strays))
     if entered:
         log.warning("%d files were found that a crash had kept out of the ledger", entered)
     return entered

@@ -134,7 +134,8 @@ ACTIONS: dict[str, Callable[[Box], object]] = {
 def one_shipment(box: Box) -> None:
     """What grows with the shipment that is worked on, and with nothing else."""
     with box.ledger.write() as connection:
-        connection.execute("UPDATE instance SET sent_md5 = x'00', sent_sha256 = x'00', sent_size = 1 WHERE shipment = 1")
+        connection.execute("UPDATE instance SET sent_md5 = x'00', sent_sha256 = x'00', sent_size = 1 "
+                           "WHERE shipment = 1")
     assert report.shipment(box.ledger, 1) and package.manifest(box.ledger, box.spool.folder, 1).items
     route.decide(box.config, box.ledger, box.spool, 1)
     box.move(1, State.DELIVERED)

@@ -25,6 +25,10 @@ class _Direction:
         self._rate = bytes_per_second
         self._delay = delay
         self._free_at = 0.0
+        self.reset()
+
+    def reset(self) -> None:
+        """Start counting anew; the bucket stays as it is, connections that are open go on using it."""
         self.bytes = 0
         self.first = self.last = 0.0  # time.monotonic() at which the first byte was sent, the last one arrived
 
@@ -48,14 +52,14 @@ class Line:
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _SOCKET_BUFFER)
         self.port: int = self._listener.getsockname()[1]
-        self.reset()
+        self.up, self.down = (_Direction(self._rate, rtt_seconds / 2) for _ in range(2))
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="line", daemon=True)
 
     def reset(self) -> None:
-        """Start counting anew; only while nothing is on the line."""
-        self.up = _Direction(self._rate, self._rtt / 2)
-        self.down = _Direction(self._rate, self._rtt / 2)
+        """Start counting anew; connections may be open."""
+        self.up.reset()
+        self.down.reset()
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -89,7 +93,7 @@ class Line:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._carry(here, there, self.up))
                 group.create_task(self._carry(answer, back, self.down))
-        except* OSError:  # one side is gone: so is the other
+        except* (OSError, asyncio.CancelledError):  # one side is gone, so is the other; or the line is taken down
             pass
         finally:
             for writer in filter(None, (back, there)):

@@ -103,7 +103,7 @@ def receive(corpus: Corpus, folder: Path, quick: bool) -> Section:
 
 def nagle(corpus: Corpus, folder: Path, quick: bool) -> Section:
     """A sender that leaves Nagle's algorithm on, as DCMTK's do by default and scanners may."""
-    rounds, count = (1, 10) if quick else (3, 200)
+    rounds, count = (1, 10) if quick else (3, 100)
     load = Load("MR, default sockets", corpus.study("MR", 1, count), 1)
     contenders = [(AGENT, AGENT, False)] + [(f"{name}{how}", name, on) for name in PEERS
                                             for how, on in (("", False), (", TCP_NODELAY", True))]

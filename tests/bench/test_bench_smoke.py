@@ -58,3 +58,30 @@ def test_line_keeps_rate_and_delay():
     assert line.up.bytes == size
     assert line.down.bytes == 1
     assert line.down.last - line.up.first >= least - rtt - 0.01
+
+
+def test_line_is_shared_also_by_connections_from_before_a_reset():
+    size, rate = 250_000, 8e6
+    with socket.create_server(("127.0.0.1", 0)) as listener, \
+            Line("127.0.0.1", listener.getsockname()[1], rate, 0.01) as line:
+        clients, servers_ = [], []
+        for _ in range(2):
+            clients.append(socket.create_connection(("127.0.0.1", line.port)))
+            servers_.append(listener.accept()[0])
+            line.reset()
+
+        def drain(connection):
+            left = size
+            while left:
+                left -= len(connection.recv(65536))
+
+        threads = [threading.Thread(target=drain, args=(connection,)) for connection in servers_]
+        threads += [threading.Thread(target=client.sendall, args=(bytes(size),)) for client in clients]
+        start = time.monotonic()
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert time.monotonic() - start >= 2 * size * 8 / rate
+        for connection in clients + servers_:
+            connection.close()

@@ -157,13 +157,13 @@ def test_what_is_not_safe_is_said(box: Agent) -> None:
         (MRImageStorage, short.SOPInstanceUID): NO_SUCH_INSTANCE}
 
 
-def test_ten_thousand_at_once(box: Agent) -> None:
+def test_three_thousand_at_once(box: Agent) -> None:
     """A large study in one request, most of it unknown: one report with every instance in it."""
     image = data.instance()
     with scu.SCU(box.port) as store:
         assert store.associate().store(image.SOPInstanceUID, scu.encode(image)) == 0
         store.release()
-    asked = {(str(MRImageStorage), str(generate_uid())) for _ in range(10_000)}
+    asked = {(str(MRImageStorage), str(generate_uid())) for _ in range(3000)}
     known = (str(MRImageStorage), str(image.SOPInstanceUID))
     with asker(box) as peer:
         report = peer.ask(known, *asked)
@@ -177,9 +177,10 @@ def test_requests_that_are_none(box: Agent) -> None:
         peer.associate(contexts)
         base: dict[str, Any] = {"requested_class": scu.COMMITMENT, "field": 0x0130, "message": 1, "data_set": 1,
                                 "requested_instance": WELL_KNOWN, "action": 1}
-        for change, context, content, status in (
-                ({"action": 2}, 1, b"", 0x0123), ({"requested_instance": "1.2.3"}, 1, b"", 0x0123), ({}, 3, b"", 0x0123),
-                ({}, 1, b"\xff" * 50, 0x0110), ({}, 1, b"", 0x0110)):
+        cases: list[tuple[dict[str, Any], int, bytes, int]] = [
+            ({"action": 2}, 1, b"", 0x0123), ({"requested_instance": "1.2.3"}, 1, b"", 0x0123), ({}, 3, b"", 0x0123),
+            ({}, 1, b"\xff" * 50, 0x0110), ({}, 1, b"", 0x0110)]
+        for change, context, content, status in cases:
             request = scu.command(**base | change)
             peer.send(scu.pdu(scu.P_DATA, scu.pdv(context, 3, request) + scu.pdv(context, 2, content)))
             assert peer.response()["status"] == status
@@ -272,7 +273,7 @@ def test_orthanc_asks_and_is_told(tmp_path: Path) -> None:
             report = wait_for(lambda: outcome(asked["ID"]), 60, agent.log[-2000:])
             assert report["Status"] == "Failure" and report["RemoteAET"] == "RELAY"
             assert {entry["SOPInstanceUID"] for entry in report["Success"]} == {i.SOPInstanceUID for i in images}
-            assert [(entry["SOPInstanceUID"], entry["Code"]) for entry in report["Failures"]] == [
+            assert [(entry["SOPInstanceUID"], entry["FailureReason"]) for entry in report["Failures"]] == [
                 (unknown, NO_SUCH_INSTANCE)]
 
 
