@@ -12,9 +12,10 @@ demo: $(VENV)/demo ## See a study leave a scanner, travel over HTTPS and be prov
 check: $(VENV)/test ## Lint, types and unit tests: under two minutes
 	$(BIN)/ruff check .
 	$(BIN)/mypy relay_agent
-	$(BIN)/python -m pytest tests/agent
+	$(BIN)/python -m pytest tests/agent -m "not slow"
 
 test: $(VENV)/test peers check ## All that proves the product, with real peers: under thirty minutes
+	$(BIN)/python -m pytest tests/agent -m slow
 	$(BIN)/python -m pytest tests --ignore=tests/agent
 
 bench: $(VENV)/test peers ## Figures and ratios against Orthanc and DCMTK, measured in the same run

@@ -28,7 +28,7 @@ class NotDICOM(ValueError):
 
 def _element(number: int, vr: bytes, value: bytes) -> bytes:
     if len(value) % 2:
-        value += b"\0" if vr == b"UI" or vr == b"OB" else b" "
+        value += b"\0" if vr in (b"UI", b"OB") else b" "
     if vr == b"OB":
         return struct.pack("<HH2sHI", 2, number, vr, 0, len(value)) + value
     return struct.pack("<HH2sH", 2, number, vr, len(value)) + value

@@ -183,8 +183,8 @@ def _records(fd: int) -> Iterator[tuple[Pending, bytes]]:
 def recover(folder: Path, spool: Path, ring: str = "*") -> int:
     """Bring every instance that was promised and may not be at its place there; how many were not.
 
-    For rings whose processes are gone. ``folder`` holds the rings, ``ring`` says which; :class:`OSError` when the spool cannot be
-    written, and then nothing is forgotten.
+    For rings whose processes are gone. ``folder`` holds the rings, ``ring`` says which. :class:`OSError` when the
+    spool cannot be written, and then nothing is forgotten.
     """
     return sum(_recover(file, spool) for file in sorted(folder.glob(f"ring-{ring}")))
 

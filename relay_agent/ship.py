@@ -150,7 +150,8 @@ class Shipper:
 
     def _progress(self, row: sqlite3.Row, part: Sequence[Item]) -> None:
         with self._ledger.write() as connection:
-            connection.execute("UPDATE delivery SET sent = sent + ?, changed = ? WHERE shipment = ? AND destination = ?",
+            connection.execute("UPDATE delivery SET sent = sent + ?, changed = ? WHERE shipment = ? "
+                               "AND destination = ?",
                                (sum(item.size for item in part), time.time(), row["shipment"], self._name))
 
     def _fail(self, row: sqlite3.Row, error: Retry | ConfigError) -> float:

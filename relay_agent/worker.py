@@ -111,11 +111,11 @@ class Worker:
                   if isinstance(s.there, XNATDestination) and s.there.trouble}
         extra = []
         if self._missing:
-            extra.append(alert.Condition("files missing", "spool", f"{self._missing} instances that should be here have "
-                                         "no file: the disk or a person lost them. See relay-agent check"))
+            extra.append(alert.Condition("files missing", "spool", f"{self._missing} instances that should be here "
+                                         "have no file: the disk or a person lost them. See relay-agent check"))
         if self._miscounted:
-            extra.append(alert.Condition("ledger miscounted", "ledger", f"{self._miscounted} instances are not where the "
-                                         "ledger's sums have them: rows were changed by other means than the agent"))
+            extra.append(alert.Condition("ledger miscounted", "ledger", f"{self._miscounted} instances are not where "
+                                         "the ledger's sums have them: rows were changed by other means than the agent"))
         found = alert.conditions(self._config, self._ledger, self._spool, tokens=tokens, extra=extra, now=time.time())
         alert.tell(self._config, self._ledger, found, self._mailer, time.time())
 

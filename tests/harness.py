@@ -156,7 +156,8 @@ def send(port: int, images: Sequence[Dataset], *, calling: str = "SCANNER", call
     return statuses
 
 
-def xnat(url: str, folder: Path, ca: Path | None = None, more: str = "", *, name: str = "central", route: str = "") -> str:
+def xnat(url: str, folder: Path, ca: Path | None = None, more: str = "", *, name: str = "central",
+         route: str = "") -> str:
     """Settings that deliver everything to an XNAT."""
     bundle = f'ca_bundle = "{ca}"' if ca else ""
     return (f'[[destination]]\nname = "{name}"\nurl = "{url}"\ncredential = "{folder / "secret"}"\n{bundle}\n'
