@@ -115,7 +115,7 @@ class Worker:
                                          "have no file: the disk or a person lost them. See relay-agent check"))
         if self._miscounted:
             extra.append(alert.Condition("ledger miscounted", "ledger", f"{self._miscounted} instances are not where "
-                                         "the ledger's sums have them: rows were changed by other means than the agent"))
+                                         "the ledger's sums have them: rows were changed by other means"))
         found = alert.conditions(self._config, self._ledger, self._spool, tokens=tokens, extra=extra, now=time.time())
         alert.tell(self._config, self._ledger, found, self._mailer, time.time())
 
