@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import pwd
@@ -43,6 +44,8 @@ _EPILOG = """examples:
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; its exit status: 0 done, 1 findings or not possible, 2 wrong use or configuration."""
     options = _parser().parse_args(arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files hold any bytes
     try:
         return int(options.action(options))
     except ConfigError as error:

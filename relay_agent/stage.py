@@ -19,6 +19,7 @@ from pathlib import Path
 
 from watchdog.events import FileSystemEvent, FileSystemEventHandler
 from watchdog.observers import Observer
+from watchdog.observers.api import BaseObserver
 
 from relay_agent import dicom
 from relay_agent.association import Arrival
@@ -176,14 +177,22 @@ class Landing:
         config.landing.mkdir(parents=True, exist_ok=True)
         for receiver in config.receiver:
             (config.landing / receiver.name).mkdir(exist_ok=True)
-        self._observer = Observer()
-        self._observer.schedule(_Touch(self.touched), str(config.landing), recursive=True)
-        self._observer.start()
+        self._taken: dict[Path, tuple[int, int]] = {}  # in the spool; only to be removed here
+        self._observer: BaseObserver | None = None
+        try:
+            observer = Observer()
+            observer.schedule(_Touch(self.touched), str(config.landing), recursive=True)
+            observer.start()
+            self._observer = observer
+        except OSError as error:  # the system has no more to give; the rescan does without
+            log.warning("no notifications from the landing directory (%s): it is only read again now and then. Raise "
+                        "fs.inotify.max_user_instances or max_user_watches", error.strerror)
 
     def close(self) -> None:
         """Stop watching."""
-        self._observer.stop()
-        self._observer.join(5)
+        if self._observer is not None:
+            self._observer.stop()
+            self._observer.join(5)
 
     def scan(self, now: Callable[[], float] = time.monotonic) -> int:
         """Take in the files that have not changed for the configured time; how many."""
@@ -208,6 +217,7 @@ class Landing:
             else:
                 taken += self._take(path, state, present)
         self._seen = present
+        self._taken = {path: state for path, state in self._taken.items() if path in present}
         return taken
 
     def _files(self) -> Iterator[Path]:
@@ -221,8 +231,11 @@ class Landing:
         below = path.relative_to(self._config.landing).parts
         names = {receiver.name for receiver in self._config.receiver}
         receiver = below[0] if len(below) > 1 and below[0] in names else self._config.receiver[0].name
+        problem = None
         try:
-            problem = take_in(path, receiver, self._spool, self._ledger, "landing")
+            if self._taken.get(path) != state:
+                problem = take_in(path, receiver, self._spool, self._ledger, "landing")
+                self._taken[path] = state
             status = path.stat()
             if (status.st_size, status.st_mtime_ns) != state:  # somebody went on writing: look at it again later
                 present[path] = ((status.st_size, status.st_mtime_ns), time.monotonic())

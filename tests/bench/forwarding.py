@@ -187,7 +187,7 @@ def _sending(relay: OrthancServer, study: Study) -> Iterator[None]:
 
 def slow_line(corpus: Corpus, folder: Path, quick: bool) -> Section:
     """Delivery over a slow line, stored and compressed, against one C-STORE association over the same line."""
-    studies = [("CT", corpus.study("CT", 3, 1 if quick else 40)), ("MR", corpus.study("MR", 4, 5 if quick else 125))]
+    studies = [("CT", corpus.study("CT", 3, 1 if quick else 40)), ("MR", corpus.study("MR", 4, 5 if quick else 250))]
     runs = []
     for compression in ("store", "auto"):
         with TemporaryDirectory(dir=folder) as place:
