@@ -2,7 +2,7 @@
 
 Files are the promise to the scanner and the ledger is what is known about them: receiving makes a file durable,
 answers, and writes the row a moment later. What a crash leaves unwritten is found again by
-:func:`relay_agent.stage.reconcile`. Rows hold UIDs, digests and routing labels; of patients, only what became a
+:func:`relay_agent.book.reconcile`. Rows hold UIDs, digests and routing labels; of patients, only what became a
 label.
 """
 

@@ -10,7 +10,6 @@ import contextlib
 import json
 import logging
 import os
-import queue
 import selectors
 import shutil
 import signal
@@ -20,26 +19,22 @@ import struct
 import sys
 import threading
 import time
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from relay_agent import wire
-from relay_agent.association import Arrival, Association, Ended, Opened
+from relay_agent.association import Association
+from relay_agent.book import Book, reconcile
 from relay_agent.config import TLS, Config, ConfigError, Receiver
 from relay_agent.journal import Journal, recover
-from relay_agent.ledger import Ledger, State
+from relay_agent.ledger import Ledger
 from relay_agent.spool import Spool
-from relay_agent.stage import reconcile, record
 
 log = logging.getLogger(__name__)
 
 GRACE = 5.0  # seconds that associations have to end when the service stops
-_BATCH, _GATHER = 2000, 0.2  # rows and seconds: neighbours in an index then share its pages
-ROWS_BY = 2.0  # seconds after which every process has written the rows of what it acknowledged
 _HAND_OVER = struct.Struct("<II")  # listener number, associations open on it
-NO_SUCH_INSTANCE, CLASS_MISMATCH = 0x0112, 0x0119  # PS3.3 table C.14-1, Failure Reason
 
 
 @dataclass
@@ -235,7 +230,7 @@ class _ChildServer:
         self._listeners = listeners
         self._channel = channel
         self._spool = Spool(config.spool, config.receive.reserve, _journal(config, slot))
-        self._book = LedgerBook(config, self._spool)
+        self._book = Book(config, self._spool)
         self._contexts = [tls_context(lis.tls) if lis.tls else None for lis in listeners]
         self._threads: dict[threading.Thread, socket.socket] = {}
 
@@ -298,145 +293,3 @@ def _journal(config: Config, slot: int) -> Journal | None:
     if not size or (not ring.exists() and room < config.receive.reserve + 4 * size):
         return None
     return Journal(ring, size, config.spool)
-
-
-class LedgerBook:
-    """Writes what associations did into the ledger, in batches, from a thread of its own.
-
-    The same thread brings instances from the journal to their places, so that a row is never ahead of its file.
-    """
-
-    def __init__(self, config: Config, spool: Spool) -> None:
-        self._config = config
-        self._spool = spool
-        self._queue: queue.SimpleQueue[Arrival | Opened | Ended | threading.Event | None] = queue.SimpleQueue()
-        self._ledger = Ledger(config.ledger)
-        self._thread = threading.Thread(target=self._run, name="ledger", daemon=True)
-        self._thread.start()
-
-    def add(self, entry: Arrival | Opened | Ended) -> None:
-        """Queue an entry; it is in the ledger within about a tenth of a second."""
-        self._queue.put(entry)
-
-    def flush(self) -> None:
-        """Wait until everything queued so far is in the ledger."""
-        done = threading.Event()
-        self._queue.put(done)
-        done.wait(60)
-
-    def close(self) -> None:
-        """Write what is left and end the thread."""
-        self._queue.put(None)
-        self._thread.join(30)
-
-    def _run(self) -> None:
-        last = False
-        while not last:
-            try:
-                batch = [self._queue.get(timeout=1)]
-            except queue.Empty:
-                self._settle()
-                continue
-            if isinstance(batch[0], Arrival):
-                time.sleep(_GATHER)
-            with contextlib.suppress(queue.Empty):
-                while len(batch) < _BATCH:
-                    batch.append(self._queue.get_nowait())
-            last = None in batch
-            for entry in batch:
-                if isinstance(entry, Arrival):
-                    self._place(entry)
-            self._write([e for e in batch if isinstance(e, Arrival | Opened | Ended)])
-            for entry in batch:
-                if isinstance(entry, threading.Event):
-                    entry.set()
-            self._settle(last)
-
-    def _place(self, arrival: Arrival) -> None:
-        pending, journal = arrival.stored.pending, self._spool.journal
-        while pending is not None and journal is not None:
-            try:
-                journal.place(pending)
-                return
-            except OSError as error:  # a full disk: the ring keeps it until there is room
-                log.error("an instance waits in the journal: %s", error.strerror)
-                time.sleep(1)
-
-    def _settle(self, everything: bool = False) -> None:
-        if self._spool.journal is not None:
-            try:
-                self._spool.journal.settle(everything)
-            except OSError as error:  # not settled is not lost: the ring keeps them
-                log.error("the journal cannot be settled: %s", error.strerror)
-
-    def _write(self, entries: list[Arrival | Opened | Ended]) -> None:
-        while entries:
-            try:
-                surplus: list[str] = []
-                with self._ledger.write() as connection:
-                    for entry in entries:
-                        if isinstance(entry, Opened):
-                            connection.execute(
-                                "INSERT INTO association (id, receiver, calling_ae, peer, opened, process) "
-                                "VALUES (?, ?, ?, ?, ?, ?)", (entry.id, entry.receiver, entry.calling_ae, entry.peer,
-                                                              time.time(), os.getpid()))
-                        elif isinstance(entry, Ended):
-                            connection.execute("UPDATE association SET closed = ?, ended = ? WHERE id = ?",
-                                               (time.time(), entry.how, entry.id))
-                        else:
-                            surplus += record(connection, self._spool, entry, "association")
-                    acknowledged = Counter(entry.association for entry in entries if isinstance(entry, Arrival))
-                    connection.executemany("UPDATE association SET acknowledged = acknowledged + ? WHERE id = ?",
-                                           [(count, number) for number, count in acknowledged.items()])
-                self._spool.remove(surplus)
-                return
-            except Exception:  # the files are safe; the ledger gets its rows as soon as it can take them
-                log.exception("the ledger cannot be written; trying again")
-                time.sleep(1)
-
-    def commit(self, association: Opened, transaction_uid: str, instances: Sequence[tuple[str, str]]
-               ) -> list[int] | None:
-        """See :class:`relay_agent.association.Book`."""
-        self.flush()
-        receiver = next(r for r in self._config.receiver if r.name == association.receiver)
-        if any(title.partition("@")[0] == association.calling_ae for title in receiver.commitment_to):
-            with self._ledger.write() as connection:
-                connection.execute(
-                    "INSERT INTO commitment (transaction_uid, receiver, calling_ae, requested, instances) "
-                    "VALUES (?, ?, ?, ?, ?)", (transaction_uid, association.receiver, association.calling_ae,
-                                               time.time(), json.dumps(list(instances))))
-            return None
-        reasons = safety(self._ledger, self._spool, association.receiver, instances)
-        deadline = time.monotonic() + ROWS_BY
-        while NO_SUCH_INSTANCE in reasons and time.monotonic() < deadline:
-            time.sleep(0.1)  # another process may have acknowledged them a moment ago
-            again = [number for number, reason in enumerate(reasons) if reason == NO_SUCH_INSTANCE]
-            found = safety(self._ledger, self._spool, association.receiver, [instances[n] for n in again])
-            for number, reason in zip(again, found, strict=True):
-                reasons[number] = reason
-        return reasons
-
-
-def safety(ledger: Ledger, spool: Spool, receiver: str, instances: Sequence[tuple[str, str]]) -> list[int]:
-    """What is true of each (SOP Class, SOP Instance): 0, or a Failure Reason (PS3.3 section C.14.1.1).
-
-    Safe is an instance whose file is here, or whose arrival at every destination was proved.
-    """
-    reasons = []
-    for sop_class, instance in instances:
-        rows = ledger.all("SELECT i.sop_class, i.path, i.size, s.state FROM instance i LEFT JOIN shipment s "
-                          "ON s.id = i.shipment WHERE i.sop_instance = ? AND i.receiver = ?", instance, receiver)
-        safe = [row for row in rows if row["state"] in (State.DELIVERED, State.PURGED)
-                or _is_here(spool.folder / row["path"], row["size"])]
-        if not safe:
-            reasons.append(NO_SUCH_INSTANCE)
-        else:
-            reasons.append(0 if any(row["sop_class"] == sop_class for row in safe) else CLASS_MISMATCH)
-    return reasons
-
-
-def _is_here(path: Path, size: int) -> bool:
-    try:
-        return path.stat().st_size == size
-    except OSError:
-        return False

@@ -22,118 +22,17 @@ from watchdog.observers import Observer
 from watchdog.observers.api import BaseObserver
 
 from relay_agent import dicom
-from relay_agent.association import Arrival
+from relay_agent.book import Arrival, record
 from relay_agent.config import Config
 from relay_agent.dicom import NotDICOM
 from relay_agent.ledger import Ledger, State, move, note
-from relay_agent.spool import PARTIAL, Spool, Stored
+from relay_agent.spool import Spool
 
 log = logging.getLogger(__name__)
 
-_OURS = re.compile(r"[^/]+/\d{8}/\d{2}/[0-9a-f]{64}\.dcm")  # the spool's names
 _BLOCK = 2**20
 _BATCH = 200
 _UID = re.compile(r"[0-9A-Za-z.]{1,64}")  # as lenient as receiving
-
-
-def record(connection: sqlite3.Connection, spool: Spool, arrival: Arrival, via: str, problem: str | None = None
-           ) -> list[str]:
-    """Write an arrival into the ledger; the paths that are surplus because the same bytes are already here.
-
-    The surplus is to be deleted after the transaction. A row whose file was lost takes the new file.
-    """
-    stored = arrival.stored
-    row = connection.execute(
-        "INSERT INTO instance (receiver, sop_instance, sop_class, transfer_syntax, digest, size, path, via, calling_ae,"
-        " association, arrived, problem) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) "
-        "ON CONFLICT (digest, receiver) DO UPDATE SET copies = copies + (excluded.via <> 'recovered') "
-        "RETURNING id, path, purged",
-        (arrival.receiver, arrival.sop_instance, arrival.sop_class, arrival.transfer_syntax, stored.digest, stored.size,
-         stored.path, via, arrival.calling_ae, arrival.association or None, time.time(), problem)).fetchone()
-    if row["purged"] is None and row["path"] == stored.path:
-        return []
-    if row["purged"] is not None or (spool.folder / row["path"]).exists():
-        return [stored.path]
-    connection.execute("UPDATE instance SET path = ?, size = ? WHERE id = ?", (stored.path, stored.size, row["id"]))
-    return []
-
-
-def reconcile(ledger: Ledger, spool: Spool, config: Config, *, since: float = 0.0, settled: float = 0.0) -> int:
-    """Enter files that the ledger does not know, and remove what a crash cut off; the number entered.
-
-    Looks at files changed after ``since`` (seconds since 1970) and not within the last ``settled`` seconds, whose
-    rows may still be on their way.
-    """
-    strays: list[tuple[float, str, int]] = []
-    known: set[str] = set()
-    folder = ""
-    now = time.time()
-    for path, entry in spool.files():
-        if entry.name.startswith(PARTIAL):
-            if not _alive(entry.name):
-                (spool.folder / path).unlink(missing_ok=True)
-            continue
-        if not _OURS.fullmatch(path):  # somebody's note, or what a file system check found: not ours to judge
-            continue
-        if path.rpartition("/")[0] != folder:
-            folder = path.rpartition("/")[0]
-            # One that was purged is not known: the journal may have brought its file back.
-            known = {row[0] for row in ledger.all("SELECT path FROM instance WHERE path > ? AND path < ? AND purged "
-                                                  "IS NULL", f"{folder}/", f"{folder}0")}
-        if path in known:
-            continue
-        try:
-            status = entry.stat()
-        except FileNotFoundError:
-            continue
-        if status.st_mtime < since or abs(now - status.st_mtime) < settled:
-            continue
-        strays.append((status.st_mtime, path, status.st_size))
-    # In the order in which they came: of two versions of an instance the later one must stay the later one.
-    entered = sum(_enter(ledger, spool, path, size) for _, path, size in sorted(strays))
-    if entered:
-        log.warning("%d files were found that a crash had kept out of the ledger", entered)
-    return entered
-
-
-def _alive(partial: str) -> bool:
-    try:
-        os.kill(int(partial.removeprefix(PARTIAL).split("-")[0]), 0)
-    except (ProcessLookupError, ValueError, OverflowError):
-        return False
-    except PermissionError:  # somebody else's process
-        return True
-    return True
-
-
-def _enter(ledger: Ledger, spool: Spool, path: str, size: int) -> bool:
-    file = spool.folder / path
-    receiver, digest = path.split("/", maxsplit=1)[0], bytes.fromhex(file.stem)
-    problem = None
-    try:
-        meta = dicom.read_meta(file)
-    except NotDICOM as error:
-        meta, problem = dicom.Meta("", "", "", "", 0), str(error)
-    if dicom.data_set_digest(file, meta.offset) != digest:
-        # Cut off before its sync was over, so nobody was told that it is safe.
-        file.unlink(missing_ok=True)
-        with ledger.write() as connection:
-            note(connection, None, f"removed {path}: cut off by a crash, never acknowledged")
-        return False
-    arrival = Arrival(receiver, Stored(path, digest, size), meta.sop_class, meta.sop_instance, meta.transfer_syntax,
-                      meta.calling_ae, 0)
-    with ledger.write() as connection:
-        if connection.execute("SELECT 1 FROM instance WHERE path = ? AND purged IS NULL", (path,)).fetchone():
-            return False  # its row came while we looked
-        surplus = record(connection, spool, arrival, "recovered", problem)
-    spool.remove(surplus)
-    return not surplus
-
-
-def missing_files(ledger: Ledger, spool: Spool) -> list[int]:
-    """Instances whose file should be here and is not; an alarm."""
-    rows = ledger.all("SELECT id, path FROM instance WHERE purged IS NULL")
-    return [row["id"] for row in rows if not (spool.folder / row["path"]).exists()]
 
 
 def take_in(path: Path, receiver: str, spool: Spool, ledger: Ledger, via: str) -> str | None:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 
 from relay_agent import alert
+from relay_agent.book import missing_files, reconcile
 from relay_agent.commitment import report_due
 from relay_agent.config import Config
 from relay_agent.destinations.xnat import XNATDestination
@@ -16,7 +17,7 @@ from relay_agent.purge import purge
 from relay_agent.route import apply, decide
 from relay_agent.ship import Shipper
 from relay_agent.spool import Spool
-from relay_agent.stage import Landing, Stager, missing_files, reconcile
+from relay_agent.stage import Landing, Stager
 
 log = logging.getLogger(__name__)
 

@@ -14,8 +14,9 @@ from pynetdicom.dimse_primitives import C_ECHO, C_STORE, N_ACTION, N_EVENT_REPOR
 from pynetdicom.dsutils import encode as encode_data_set
 
 from relay_agent import dimse
-from relay_agent.association import COMMITMENT, COMMITMENT_INSTANCE, commitment_report
+from relay_agent.commitment import INSTANCE, event_report
 from relay_agent.dimse import BadCommand, Command
+from relay_agent.negotiate import COMMITMENT
 
 MR = "1.2.840.10008.5.1.4.1.1.4"
 NUMBERS = [dimse.COMMAND_FIELD, dimse.MESSAGE_ID, dimse.MESSAGE_ID_BEING_RESPONDED_TO, dimse.DATA_SET_TYPE,
@@ -135,11 +136,11 @@ def test_an_echo_response_is_that_of_pynetdicom_byte_for_byte() -> None:
 def test_an_action_response_is_that_of_pynetdicom_byte_for_byte() -> None:
     request = N_ACTION()
     request.MessageID, request.ActionTypeID = 3, 1
-    request.RequestedSOPClassUID, request.RequestedSOPInstanceUID = COMMITMENT, COMMITMENT_INSTANCE
+    request.RequestedSOPClassUID, request.RequestedSOPInstanceUID = COMMITMENT, INSTANCE
     request.ActionInformation = BytesIO(b"data")
     answer = N_ACTION()
     answer.MessageIDBeingRespondedTo, answer.Status = 3, 0
-    answer.AffectedSOPClassUID, answer.AffectedSOPInstanceUID = COMMITMENT, COMMITMENT_INSTANCE
+    answer.AffectedSOPClassUID, answer.AffectedSOPInstanceUID = COMMITMENT, INSTANCE
     made = dimse.response(Command(command_of(N_ACTION_RQ(), request)), 0)
     assert made == command_of(N_ACTION_RSP(), answer)
 
@@ -148,9 +149,9 @@ def test_an_action_response_is_that_of_pynetdicom_byte_for_byte() -> None:
 def test_a_commitment_report_is_that_of_pynetdicom_byte_for_byte(reasons: list[int]) -> None:
     event = N_EVENT_REPORT()
     event.MessageID, event.EventTypeID = 5, 2 if any(reasons) else 1
-    event.AffectedSOPClassUID, event.AffectedSOPInstanceUID = COMMITMENT, COMMITMENT_INSTANCE
+    event.AffectedSOPClassUID, event.AffectedSOPInstanceUID = COMMITMENT, INSTANCE
     event.EventInformation = BytesIO(b"data")
-    command, report = commitment_report(5, "1.9", [(MR, "1.1"), (MR, "1.2")], reasons)
+    command, report = event_report(5, "1.9", [(MR, "1.1"), (MR, "1.2")], reasons)
     assert command == command_of(N_EVENT_REPORT_RQ(), event)
     told = [(item.ReferencedSOPInstanceUID, item.get("FailureReason", 0)) for name in
             ("ReferencedSOPSequence", "FailedSOPSequence") for item in report.get(name, [])]

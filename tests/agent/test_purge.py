@@ -6,11 +6,10 @@ import time
 
 import pytest
 
+from relay_agent.book import missing_files, reconcile, safety
 from relay_agent.ledger import State, balance
 from relay_agent.purge import purge
-from relay_agent.receive import safety
 from relay_agent.spool import Spool
-from relay_agent.stage import missing_files, reconcile
 from tests.agent.box import MR, Box, Image
 from tests.agent.test_stage import sort_all
 

@@ -16,11 +16,10 @@ from typing import Any
 import pytest
 
 from relay_agent import alert, dicom, package, purge, report, route
-from relay_agent.association import Arrival
+from relay_agent.book import Arrival, record, safety
 from relay_agent.ledger import State, balance, recount
-from relay_agent.receive import safety
 from relay_agent.ship import Shipper
-from relay_agent.stage import Stager, record
+from relay_agent.stage import Stager
 from tests.agent.box import MR, Box, stored
 
 SHIPMENTS = 5000

@@ -16,9 +16,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from relay_agent import dicom
+from relay_agent.book import missing_files, reconcile
 from relay_agent.ledger import State, balance
 from relay_agent.spool import PARTIAL
-from relay_agent.stage import Landing, Stager, missing_files, reconcile, take_in
+from relay_agent.stage import Landing, Stager, take_in
 from tests.agent.box import SETTINGS, Box, Image
 
 QUIET, LONGEST = 300.0, 43200.0

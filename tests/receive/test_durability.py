@@ -16,9 +16,9 @@ from pathlib import Path
 
 import pytest
 
+from relay_agent.book import reconcile
 from relay_agent.ledger import Ledger
 from relay_agent.spool import Spool
-from relay_agent.stage import reconcile
 from tests import data
 from tests.harness import Agent, running, wait_for
 from tests.receive import proof, scu
