@@ -113,7 +113,7 @@ class Journal:
         """Write an instance to its place in the spool, without syncing it; ``OSError`` when that is not possible."""
         data = os.pread(self._fd, pending.size, pending.body)
         with contextlib.suppress(FileExistsError):  # sent twice within the hour
-            _create(self._spool / pending.path, data)
+            _create(f"{self._spool}/{pending.path}", data)
         self._written.append(pending)
 
     def settle(self, everything: bool = False) -> None:
@@ -200,7 +200,7 @@ def _recover(file: Path, spool: Path) -> int:
             place = spool / record.path
             if not place.exists() or place.read_bytes() != content:
                 place.unlink(missing_ok=True)
-                _create(place, content)
+                _create(str(place), content)
                 repaired += 1
         sync_file_system(spool)
         os.pwrite(fd, _MAGIC + struct.pack("<Q", max(settled, last)), 0)
@@ -210,20 +210,20 @@ def _recover(file: Path, spool: Path) -> int:
         os.close(fd)
 
 
-def _create(place: Path, data: bytes) -> None:
+def _create(place: str, data: bytes) -> None:
     """Write a new file; ``FileExistsError`` when it is there, and nothing is left of it when it fails."""
     flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC
     try:
         fd = os.open(place, flags, 0o640)
     except FileNotFoundError:  # the first of its hour
-        place.parent.mkdir(parents=True, exist_ok=True)
+        Path(place).parent.mkdir(parents=True, exist_ok=True)
         fd = os.open(place, flags, 0o640)
     try:
         view = memoryview(data)
         while view:
             view = view[os.write(fd, view):]
     except OSError:
-        place.unlink(missing_ok=True)
+        Path(place).unlink(missing_ok=True)
         raise
     finally:
         os.close(fd)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import os
 import struct
 import threading
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -84,8 +86,10 @@ def manifest(ledger: Ledger, spool: Path, shipment: int) -> Manifest:
     if head is None:
         raise KeyError(shipment)
     rows = ledger.all("SELECT * FROM instance WHERE shipment = ? AND problem IS NULL ORDER BY series_uid, id", shipment)
-    new = [(*_digests(spool / row["path"], row["id"], row["digest"]), row["id"])
-           for row in rows if row["sent_md5"] is None]
+    todo = [row for row in rows if row["sent_md5"] is None]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # hashing runs outside the GIL
+        found = list(pool.map(lambda row: _digests(spool / row["path"], row["id"], row["digest"]), todo))
+    new = [(*digests, row["id"]) for digests, row in zip(found, todo, strict=True)]
     if new:
         with ledger.write() as connection:
             connection.executemany("UPDATE instance SET sent_md5 = ?, sent_sha256 = ?, sent_size = ? WHERE id = ?", new)
@@ -180,25 +184,29 @@ class Compression:
     def __init__(self, mode: Literal["auto", "deflate", "store"]) -> None:
         self._mode = mode
         self._lock = threading.Lock()
-        self._speed = {True: 0.0, False: 0.0}  # bytes of DICOM per second, by whether deflated
+        self._speed = {False: 0.0, True: 0.0}  # bytes of DICOM per second, by whether deflated
         self._parts = 0
+        self._trial: bool | None = None  # the way that one part under way tries
 
     def deflate(self) -> bool:
-        """Whether the next part is deflated."""
+        """Whether the next part is deflated. The first is stored; then one part at a time tries the other way."""
         if self._mode != "auto":
             return self._mode == "deflate"
         with self._lock:
             self._parts += 1
-            if not self._speed[True]:
-                return True
-            # The other way is tried again now and then: lines change by the hour.
-            if not self._speed[False] or self._parts % 16 == 0:
-                return not max(self._speed, key=lambda way: self._speed[way])
-            return self._speed[True] >= self._speed[False]
+            faster = self._speed[True] > self._speed[False]
+            half_known = max(self._speed.values()) > 0 and not min(self._speed.values())
+            # The slower way is tried again now and then: lines change by the hour.
+            if (half_known and self._trial is None) or self._parts % 16 == 0:
+                self._trial = not faster
+                return not faster
+            return faster
 
     def learn(self, deflated: bool, size: int, seconds: float) -> None:
         """Tell how long a part took."""
         with self._lock:
+            if deflated is self._trial:
+                self._trial = None
             if size > 2**20 or not self._speed[deflated]:
                 self._speed[deflated] = size / max(seconds, 1e-6)
 

@@ -23,7 +23,7 @@ from relay_agent.verify import verify
 
 log = logging.getLogger(__name__)
 
-_PART = 256 * 2**20
+_PART, _SMALL_PART = 256 * 2**20, 8 * 2**20
 _LOOK_AGAIN = 900.0  # seconds between looks at a session that waits in the prearchive
 _ROUNDS = 2  # sending again what a destination took and does not hold, before the back-off
 
@@ -118,7 +118,10 @@ class Shipper:
 
     def _send(self, row: sqlite3.Row, manifest: Manifest, lacking: Sequence[Item]) -> list[str]:
         """Send what is lacking in parts over the streams; what the server said to each."""
-        todo = parts(lacking, getattr(self._settings, "part_size", _PART))
+        largest = getattr(self._settings, "part_size", _PART)
+        # Large series are split as far as it takes to keep all streams busy, and the server's import with them.
+        share = sum(item.size for item in lacking) // (4 * self._settings.streams)
+        todo = parts(lacking, min(largest, max(share, _SMALL_PART)))
         todo.sort(key=lambda part: sum(item.size for item in part))
         # The smallest part goes alone: it makes the session over there, so that the others find it.
         answers = [self.there.send(manifest, todo[0])]

@@ -221,7 +221,7 @@ def test_reported_over_an_association_of_its_own(tmp_path: Path) -> None:
             assert report.safe == {(MRImageStorage, image.SOPInstanceUID)}
             assert report.failed == {(MRImageStorage, unknown): NO_SUCH_INSTANCE}
             wait_for(lambda: agent.ledger.value("SELECT count(*) FROM commitment WHERE answered IS NOT NULL") == 1)
-            time.sleep(7)  # the chore runs every five seconds
+            time.sleep(6)  # the chore runs every five seconds
             assert reports.empty(), "a report was sent twice"
             with asker(agent, "OTHER") as other:  # who is not listed is told over its own association
                 assert other.ask((MRImageStorage, image.SOPInstanceUID)).event == 1

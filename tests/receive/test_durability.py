@@ -131,7 +131,7 @@ def test_synced_before_answered(tmp_path: Path, way: str) -> None:
         assert tracer.stderr is not None
         said = tracer.stderr.readline()
         if "attached" not in said:
-            proof.absent(f"tracing is not permitted: {said.strip()}")
+            proof.not_permitted(f"tracing is not permitted: {said.strip()}")
         markers = [os.urandom(12) for _ in range(12)]
         with scu.SCU(agent.port) as peer:
             peer.associate()
@@ -165,17 +165,19 @@ def decoded(trace: str) -> str:
 
 @contextlib.contextmanager
 def small_disk(folder: Path, megabytes: int) -> Iterator[Path]:
-    """A real ext4 of that size; needs root and a loop device."""
-    if os.geteuid() != 0:
-        proof.absent("mounting a small file system needs root")
+    """A real ext4 of that size, or a tmpfs where there are no loop devices; needs root."""
     folder.mkdir(parents=True)
     image = folder.with_suffix(".img")
     with image.open("wb") as file:
         file.truncate(megabytes * 2**20)
-    proof.run("mkfs.ext4", "-q", "-m", "0", image)
-    done = proof.run("mount", "-o", "loop", image, folder, check=False)
+    done = None
+    if shutil.which("mkfs.ext4", path="/usr/sbin:/sbin"):
+        proof.run("mkfs.ext4", "-q", "-m", "0", image)
+        done = proof.run("mount", "-o", "loop", image, folder, check=False)
+    if done is None or done.returncode != 0:
+        done = proof.run("mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "none", folder, check=False)
     if done.returncode != 0:
-        proof.absent(f"no loop device to mount: {done.stderr.strip()}")
+        proof.not_permitted(f"a small file system cannot be mounted: {done.stderr.strip()}")
     try:
         yield folder
     finally:
@@ -213,6 +215,9 @@ def test_the_reserve_is_kept(tmp_path: Path, way: str, size: tuple[int, int]) ->
     with small_disk(tmp_path / "box" / "data", 64) as disk:
         agent = Agent(tmp_path / "box", receive("4 MiB" if way == "journal" else "0 B", reserve="30 MB"))
         with running(agent, "receive"):
+            if way == "journal":
+                rings = agent.config.journal
+                wait_for(lambda: sum(ring.stat().st_size for ring in rings.glob("ring-*")) == 8 * 2**20)
             ballast = disk / "ballast"
             ballast.write_bytes(bytes(max(free(disk) - 36_000_000, 0)))
             assert free(disk) > 33_000_000
@@ -271,11 +276,10 @@ def test_an_object_that_does_not_fit(tmp_path: Path) -> None:
 
 def test_a_disk_that_became_read_only(tmp_path: Path) -> None:
     """As after an I/O error: C000 family, nothing acknowledged, and it goes on when the disk is well again."""
-    if os.geteuid() != 0:
-        proof.absent("mounting needs root")
     agent = Agent(tmp_path, receive("0 B"))
     agent.config.spool.mkdir(parents=True)
-    proof.run("mount", "--bind", agent.config.spool, agent.config.spool)
+    if proof.run("mount", "--bind", agent.config.spool, agent.config.spool, check=False).returncode != 0:
+        proof.not_permitted("mounting is not permitted")
     try:
         with running(agent, "receive"):
             first, _ = store_until_refused(agent, (100, 100), 5)

@@ -30,6 +30,39 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Agent]:
         yield agent
 
 
+@pytest.fixture(scope="module")
+def half_open(target: Agent) -> Iterator[dict[str, float]]:
+    """Three callers that never get to their request, from the beginning of the module; seconds until each is closed."""
+    request = scu.associate_rq()
+    ends: dict[str, float] = {}
+    over = threading.Event()
+
+    def call(name: str, opening: bytes, drops: bytes) -> None:
+        start = time.monotonic()
+        with scu.SCU(target.port, timeout=200) as peer:
+            peer.send(opening)
+            for n in range(len(drops)):
+                with contextlib.suppress(OSError):
+                    peer.send(drops[n:n + 1])
+                if name in ends or over.wait(0.5):
+                    return
+                peer.socket.setblocking(False)
+                with contextlib.suppress(BlockingIOError, ConnectionResetError):
+                    if peer.socket.recv(1, 2) in (b"", b"\7"):  # MSG_PEEK
+                        break
+                peer.socket.settimeout(200)
+            peer.socket.settimeout(200)
+            assert peer.rest() in ([], [abort(NOT_SPECIFIED)])
+            ends[name] = time.monotonic() - start
+
+    threads = [threading.Thread(target=call, args=each, daemon=True) for each in (
+        ("silent", b"", b""), ("half", request[:50], b""), ("dripping", b"", request[:150]))]
+    for thread in threads:
+        thread.start()
+    yield ends
+    over.set()
+
+
 def abort(reason: int) -> tuple[int, bytes]:
     """An A-ABORT by the service provider."""
     return scu.ABORT, bytes((0, 0, 2, reason))
@@ -92,6 +125,7 @@ THEN = {  # on an association: what is sent, reason of the abort
 }
 
 
+@pytest.mark.usefixtures("half_open")
 @pytest.mark.parametrize("case", FIRST)
 def test_what_is_no_request(target: Agent, case: str) -> None:
     """Aborted at once, with the reason; a scanner's engineer reads it in a trace."""
@@ -411,31 +445,10 @@ def test_idle_associations_are_aborted(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_half_open_connections_end(target: Agent) -> None:
+def test_half_open_connections_end(target: Agent, half_open: dict[str, float]) -> None:
     """Silent, half a request, a byte now and then: all closed after the ARTIM time of 30 s, whatever they do."""
-    request = scu.associate_rq()
-    start = time.monotonic()
-    with scu.SCU(target.port) as silent, scu.SCU(target.port) as half, scu.SCU(target.port) as dripping:
-        half.send(request[:50])
-        ends: dict[str, float] = {}
-
-        def wait(name: str, peer: scu.SCU) -> None:
-            assert peer.rest() in ([], [abort(NOT_SPECIFIED)])
-            ends[name] = time.monotonic() - start
-
-        threads = [threading.Thread(target=wait, args=each) for each in
-                   (("silent", silent), ("half", half), ("dripping", dripping))]
-        for thread in threads:
-            thread.start()
-        n = 0
-        while any(thread.is_alive() for thread in threads) and n < 150:
-            with contextlib.suppress(OSError):
-                dripping.send(request[n:n + 1])
-            n += 1
-            time.sleep(0.5)
-            if n % 20 == 0:
-                sees_a_healthy_box(target)
-        assert set(ends) == {"silent", "half", "dripping"} and min(ends.values()) > 29
+    wait_for(lambda: len(half_open) == 3, 120, "a caller may hold a connection for as long as it likes")
+    assert min(half_open.values()) > 29 and set(half_open) == {"silent", "half", "dripping"}
     sees_a_healthy_box(target)
 
 
