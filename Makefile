@@ -35,11 +35,11 @@ $(VENV)/ready:
 
 $(VENV)/demo: pyproject.toml | $(VENV)/ready
 	@echo "setting up $(VENV) (once)"
-	@$(BIN)/python -m pip install --quiet --editable '.[demo]'
+	@$(BIN)/python -m pip install -qq --editable '.[demo]'
 	@touch $@
 
 $(VENV)/test: pyproject.toml | $(VENV)/ready
-	$(BIN)/python -m pip install --quiet --editable '.[demo,test]'
+	$(BIN)/python -m pip install -qq --editable '.[demo,test]'
 	@touch $@
 
 .PHONY: help demo check test bench peers clean
