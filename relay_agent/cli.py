@@ -148,7 +148,10 @@ def _work(options: argparse.Namespace) -> int:
     worker = Worker(_service(options))
     signal.signal(signal.SIGTERM, worker.stop)
     signal.signal(signal.SIGINT, worker.stop)
-    return worker.run()
+    status = worker.run()
+    # Not waiting for uploads that hang: what arrived of them is found by looking at the next start.
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def _run(options: argparse.Namespace) -> int:

@@ -58,6 +58,7 @@ class Shipper:
         """Work on the most urgent delivery; seconds until the next look (0: at once)."""
         row = self._next()
         if row is None:
+            self.there.idle()
             return 1.0
         shipment = row["shipment"]
         try:
@@ -87,24 +88,25 @@ class Shipper:
         return 0.0
 
     def _next(self) -> sqlite3.Row | None:
-        now = time.time()
-        # A due time beyond the longest pause comes from a clock that was wrong.
-        absurd = now + 86400 + self._settings.retry_longest
+        now = time.time()  # what was put off later than now, was so by a clock that has been set back since
         return self._ledger.one(
             "SELECT d.*, s.study_uid, s.receiver, s.supplement FROM delivery d JOIN shipment s ON s.id = d.shipment "
-            "WHERE d.destination = ? AND d.state IN ('waiting', 'arrived') AND (d.due <= ? OR d.due > ?) "
+            "WHERE d.destination = ? AND d.state IN ('waiting', 'arrived') AND (d.due <= ? OR d.changed > ?) "
             "AND s.state = ? AND NOT EXISTS (SELECT 1 FROM shipment e LEFT JOIN delivery f ON f.shipment = e.id AND "
             "f.destination = d.destination WHERE e.study_uid = s.study_uid AND e.receiver = s.receiver AND "
             "e.supplement < s.supplement AND e.state NOT IN (?, ?, ?) AND (f.state IS NULL OR f.state <> 'verified')) "
-            "ORDER BY d.due, d.shipment LIMIT 1", self._name, now, absurd, State.READY, State.DELIVERED, State.PURGED,
+            "ORDER BY d.due, d.shipment LIMIT 1", self._name, now, now, State.READY, State.DELIVERED, State.PURGED,
             State.REJECTED)
 
     def _deliver(self, row: sqlite3.Row) -> None:
+        fresh = self._ledger.value("SELECT 1 FROM instance WHERE shipment = ? AND sent_md5 IS NULL", row["shipment"])
         manifest = package.manifest(self._ledger, self._config.spool, row["shipment"])
         if not manifest.items:
             raise Stopped("nothing is left in this shipment")
         answers: list[str] = []
         lacking = self.there.missing(manifest, row["location"])
+        if not fresh:  # the digests are of an earlier attempt, or of another destination's
+            package.require_intact(lacking)
         for _ in range(_ROUNDS):
             if not lacking:
                 break

@@ -11,7 +11,6 @@ from relay_agent import alert
 from relay_agent.book import missing_files, reconcile
 from relay_agent.commitment import report_due
 from relay_agent.config import Config
-from relay_agent.destinations.xnat import XNATDestination
 from relay_agent.ledger import Ledger, State, note, recount
 from relay_agent.purge import purge
 from relay_agent.route import apply, decide
@@ -24,6 +23,7 @@ log = logging.getLogger(__name__)
 _SETTLED = 15.0  # seconds after which a file must be in the ledger
 _AUDIT = 3600.0
 _WATCH = 30.0
+_GRACE = 10.0  # seconds that deliveries have to end when the service stops
 
 
 class Worker:
@@ -70,8 +70,9 @@ class Worker:
             if not moved:
                 self._stop.wait(0.25)
         self._landing.close()
+        deadline = time.monotonic() + _GRACE
         for thread in threads:
-            thread.join(10)
+            thread.join(max(deadline - time.monotonic(), 0))
         return 0
 
     def step(self) -> int:
@@ -109,7 +110,7 @@ class Worker:
 
     def _tell(self) -> None:
         tokens = {d.name: s.there.trouble for s, d in zip(self._shippers, self._config.destination, strict=True)
-                  if isinstance(s.there, XNATDestination) and s.there.trouble}
+                  if s.there.trouble}
         extra = []
         if self._missing:
             extra.append(alert.Condition("files missing", "spool", f"{self._missing} instances that should be here "

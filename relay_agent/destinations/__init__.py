@@ -55,6 +55,13 @@ class Finding:
 class Destination(Protocol):
     """The verbs. All may be called again after any failure, by another process, at any later time."""
 
+    @property
+    def trouble(self) -> str:
+        """What operators should know early about the credential; empty when all is well."""
+
+    def idle(self) -> None:
+        """Called about once a second while there is nothing to deliver: keep up what would expire."""
+
     def missing(self, manifest: Manifest, location: str | None) -> Sequence[Item]:
         """The items that the destination does not hold (or not in full), wherever it keeps them.
 

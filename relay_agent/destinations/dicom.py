@@ -82,6 +82,11 @@ class DICOMDestination:
         self._where = f"{config.ae_title}@{config.host}:{config.port}"
         self._stored: set[tuple[str, str]] = set()  # what the peer acknowledged in this run and is not proved yet
 
+    trouble = ""  # its credential does not expire
+
+    def idle(self) -> None:
+        """Nothing here expires."""
+
     # The verbs
 
     def missing(self, manifest: Manifest, location: str | None) -> Sequence[Item]:

@@ -48,6 +48,11 @@ class DICOMwebDestination:
         self._web = Web(config, None)
         self._replaced: set[tuple[str, str]] = set()  # new versions that the server took in this run
 
+    trouble = ""  # its credential does not expire
+
+    def idle(self) -> None:
+        """Nothing here expires."""
+
     # The verbs
 
     def missing(self, manifest: Manifest, location: str | None) -> Sequence[Item]:
@@ -67,6 +72,7 @@ class DICOMwebDestination:
 
     def send(self, manifest: Manifest, part: Sequence[Item]) -> str:
         """STOW-RS of one part; raises unless the answer names each of its instances as stored."""
+        self._throttle.limit()  # raises outside all windows, before a request is begun
         body = Multipart([item.path for item in part], self._throttle)
         answer = self._ask("POST", f"/studies/{manifest.study_uid}", body=body,
                            headers={"Content-Type": body.content_type, "Accept": _JSON})

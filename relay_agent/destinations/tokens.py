@@ -6,6 +6,7 @@ least once in the token's lifetime (2 days by default) never needs an operator.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import threading
@@ -57,6 +58,13 @@ class Tokens:
                 self._trouble = (f"the token of {self._config.name} cannot be renewed ({error}); it expires in "
                                  f"{units.show_duration(token['expires'] - now)}")
                 return pair
+
+    def keep(self, issue: Callable[[tuple[str, str]], dict[str, str]]) -> None:
+        """Renew a valid token when it is time; one that expired waits for :meth:`current`, so as not to log in idly."""
+        token = self._read()
+        if token is not None and time.time() < token["expires"]:
+            with contextlib.suppress(Retry):
+                self.current(issue)
 
     def forget(self) -> None:
         """Drop the token, because the server refused it; the credential is next."""

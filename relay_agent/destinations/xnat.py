@@ -67,6 +67,10 @@ class XNATDestination:
         """What operators should know early about the credential; empty when all is well."""
         return self._tokens.trouble
 
+    def idle(self) -> None:
+        """Renew the token when it is time: a box that was idle for its lifetime would need an operator."""
+        self._tokens.keep(self._issue)
+
     # The verbs
 
     def missing(self, manifest: Manifest, location: str | None) -> Sequence[Item]:
@@ -88,6 +92,7 @@ class XNATDestination:
 
     def send(self, manifest: Manifest, part: Sequence[Item]) -> str:
         """POST one zip; raises unless XNAT names the session in the prearchive that took it."""
+        self._throttle.limit()  # raises outside all windows, before a request with labels in it is begun
         deflate = self._compression.deflate()
         start = time.monotonic()
         params = {"import-handler": "DICOM-zip", "PROJECT_ID": manifest.project, "SUBJECT_ID": manifest.subject,

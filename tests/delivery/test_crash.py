@@ -21,6 +21,8 @@ from pydicom.dataset import Dataset
 from pydicom.uid import generate_uid
 
 from relay_agent.ledger import State, Stop, balance
+from relay_agent.purge import purge
+from relay_agent.spool import Spool
 from tests import data
 from tests.central import Central
 from tests.delivery.box import (
@@ -130,16 +132,14 @@ def test_kills_at_random_points(tmp_path: Path) -> None:
             assert box.json("status")["balance"] == {
                 "received": count, "delivered": count, "held": 0, "quarantined": 0, "rejected": 0, "on_its_way": 0,
                 "difference": 0}
-            box.stop("receive", kill=True)
-            box.start("receive")  # looks for what nobody knows of, as the worker does every minute
-            try:
-                wait_for(lambda: not [p for p in box.config.spool.rglob("*") if p.is_file()])
-            except AssertionError:
-                left = {str(p.relative_to(box.config.spool)): [tuple(row) for row in ledger.all(
-                    "SELECT i.id, i.copies, i.purged, i.via, s.state FROM instance i LEFT JOIN shipment s ON "
-                    "s.id = i.shipment WHERE i.path = ?", str(p.relative_to(box.config.spool)))]
-                    for p in box.config.spool.rglob("*") if p.is_file()}
-                raise AssertionError(f"what is proved is purged, what a crash left over is removed: {left}") from None
+            # What is proved is purged, and what the crashes left over goes when the receiver starts again.
+            box.stop(kill=True)
+            spool = Spool(box.config.spool, 0)
+            while purge(ledger, spool, retention=0.0):
+                pass
+            box.start("receive")
+            assert [path for path, _ in spool.files()] == []
+            assert ledger.value("SELECT count(*) FROM instance WHERE purged IS NULL") == 0
 
 
 @contextlib.contextmanager
@@ -266,15 +266,14 @@ def test_the_ledger_is_gone_altogether(tmp_path: Path) -> None:
             assert (status["balance"]["received"], status["balance"]["difference"], status["conflicts"]) == (24, 0, 4)
             assert box.cli("reject", str(stopped), "--reason", "replaced, as the archive shows").returncode == 0
             in_state(box, "delivered", 20)
-            assert len(requests_for(central)) - uploads == 3
-            assert data_sets(archived_files(central)) == digests(newer)
+            arrived_exactly(central, newer)
             assert box.cli("receipt", "--verify").returncode == 0
 
 
 def test_the_worker_is_stopped_under_a_hanging_server(tmp_path: Path) -> None:
     """SIGTERM must not wait for a server that never answers: updates and shutdowns would be killed half-way."""
     with site(tmp_path / "central") as central:
-        central.misbehave("black-hole", path="/import$")
+        central.misbehave("black-hole", path="/import$", skip=1)
         settings = to(central.url, tmp_path / "box", timeout="2 min") + everything()
         images = list(data.study(2, 3))
         with running(Box(tmp_path / "box", settings), "work") as box:

@@ -17,7 +17,7 @@ from pydicom.uid import CTImageStorage, MRImageStorage, generate_uid
 from pynetdicom import AE, build_role, evt
 from pynetdicom.association import Association
 
-from relay_agent.commitment import no_delay
+from relay_agent.scu import no_delay, undisturbed
 from tests import data, peers
 from tests.harness import Agent, running, wait_for
 from tests.receive import proof, scu
@@ -58,12 +58,18 @@ class Asker:
         assert report.transaction == transaction
         return report
 
+    def store(self, *images: Dataset) -> None:
+        """C-STORE; all must be acknowledged."""
+        with undisturbed(self.association):
+            assert [self.association.send_c_store(image).Status for image in images] == [0] * len(images)
+
     def request(self, *instances: tuple[str, str]) -> tuple[str, int]:
         """N-ACTION alone: the transaction and the status."""
         request = Dataset()
         request.TransactionUID = generate_uid()
         request.ReferencedSOPSequence = [_item(*instance) for instance in instances]
-        status, _ = self.association.send_n_action(request, 1, scu.COMMITMENT, WELL_KNOWN)
+        with undisturbed(self.association):
+            status, _ = self.association.send_n_action(request, 1, scu.COMMITMENT, WELL_KNOWN)
         return str(request.TransactionUID), int(status.Status)
 
 
@@ -103,7 +109,8 @@ def asker(agent: Agent, calling: str = "SCANNER") -> Iterator[Asker]:
     try:
         yield Asker(association, reports)
     finally:
-        association.release()
+        with undisturbed(association):
+            association.release()
 
 
 def test_what_was_just_stored_is_safe(box: Agent) -> None:
@@ -111,7 +118,7 @@ def test_what_was_just_stored_is_safe(box: Agent) -> None:
     with asker(box) as peer:
         for _ in range(10):
             images = list(data.study(1, 3, transfer_syntax="1.2.840.10008.1.2"))
-            assert all(peer.association.send_c_store(image).Status == 0 for image in images)
+            peer.store(*images)
             wanted = {(str(image.SOPClassUID), str(image.SOPInstanceUID)) for image in images}
             report = peer.ask(*wanted)
             assert (report.event, report.safe, report.failed) == (1, wanted, {})
@@ -208,7 +215,7 @@ def test_reported_over_an_association_of_its_own(tmp_path: Path) -> None:
     with running(Agent(tmp_path, receivers=settings(port, "MR1"))) as agent:
         image, unknown = data.instance(transfer_syntax="1.2.840.10008.1.2"), generate_uid()
         with asker(agent, "MR1") as peer:
-            assert peer.association.send_c_store(image).Status == 0
+            peer.store(image)
             transaction, status = peer.request((MRImageStorage, image.SOPInstanceUID), (MRImageStorage, unknown))
             assert status == 0
         wait_for(lambda: "caller is not reachable" in agent.log, say="nobody tried to report")
@@ -286,4 +293,5 @@ def test_the_role_is_ours(box: Agent) -> None:
     assert association.is_established
     (context,) = association.accepted_contexts
     assert context.as_scu and not context.as_scp
-    association.release()
+    with undisturbed(association):
+        association.release()

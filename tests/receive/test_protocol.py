@@ -274,9 +274,9 @@ def mutations(random_: random.Random, count: int) -> Iterator[tuple[bool, bytes]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [1, 2, 3, 4])
+@pytest.mark.parametrize("seed", [1, 2, 3])
 def test_nearly_right(target: Agent, seed: int) -> None:
-    """Four times a thousand damaged streams: answered by valid PDUs and closed, never a dead process or debris."""
+    """Three times a thousand damaged streams: answered by valid PDUs and closed, never a dead process or debris."""
     processes = proof.children(target.processes["receive"].pid)
     aborted = 0
     for inside, raw in mutations(random.Random(seed), 1000):

@@ -28,7 +28,7 @@ from pydicom.uid import (
 from pynetdicom import AE, AllStoragePresentationContexts, evt
 from pynetdicom.pdu_primitives import AsynchronousOperationsWindowNegotiation
 
-from relay_agent.scu import no_delay
+from relay_agent.scu import no_delay, undisturbed
 from tests import data, peers
 from tests.harness import Agent, running, wait_for
 from tests.receive import proof, scu
@@ -205,10 +205,11 @@ def test_pynetdicom_keeps_every_byte(box: Agent) -> None:
         ae.add_requested_context(sop_class, syntax)
     association = ae.associate("127.0.0.1", box.port, ae_title="RELAY", evt_handlers=[(evt.EVT_CONN_OPEN, no_delay)])
     assert association.is_established
+    with undisturbed(association):
+        assert [association.send_c_store(path).Status for path in files] == [0] * len(files)
+        association.release()
     for path in files:
-        assert association.send_c_store(path).Status == 0
         assert proof.part10(found(box, names(path)[1], proof.data_set(path)))[1] == proof.data_set(path)
-    association.release()
 
 
 def test_user_identity_and_unknown_items_do_not_disturb(box: Agent) -> None:
@@ -397,7 +398,8 @@ def test_asynchronous_window(box: Agent) -> None:
     wish.maximum_number_operations_invoked, wish.maximum_number_operations_performed = 5, 3
     association = ae.associate("127.0.0.1", box.port, ae_title="RELAY", ext_neg=[wish])
     assert association.acceptor.asynchronous_operations == (5, 1)
-    association.release()
+    with undisturbed(association):
+        association.release()
     with scu.SCU(box.port) as peer:  # who asks for none gets none (PS3.7 section D.3.3.3)
         assert 0x53 not in peer.associate().user
 
