@@ -211,20 +211,32 @@ class SCU:
         return int(answer["status"])
 
     def response(self) -> dict[str, Any]:
-        """The next message's command set; ``ConnectionError`` when none comes."""
-        parts = b""
+        """The next message's command set, which must come without a data set."""
+        answer, content = self.message()
+        assert content is None, "a data set came where a response was waited for"
+        return answer
+
+    def message(self) -> tuple[dict[str, Any], bytes | None]:
+        """The next message: command set and data set; ``ConnectionError`` when none comes."""
+        parts = {1: b"", 0: b""}
+        answer: dict[str, Any] | None = None
         while True:
-            answer = self.read()
-            if answer is None or answer[0] != P_DATA:
-                raise ConnectionError(f"no response but {answer}")
-            body = answer[1]
+            got = self.read()
+            if got is None or got[0] != P_DATA:
+                raise ConnectionError(f"no message but {got}")
+            body = got[1]
             while body:
                 length, _, control = struct.unpack_from(">IBB", body)
-                assert control & 1, "a data set came where a response was waited for"
-                parts += body[6:4 + length]
+                parts[control & 1] += body[6:4 + length]
                 body = body[4 + length:]
-                if control & 2:
-                    return parse(parts)
+                if control == 3:
+                    answer = parse(parts[1])
+                    if answer["data_set"] == 0x0101:
+                        assert not body and not parts[0], "something follows a message that has no data set"
+                        return answer, None
+                elif control == 2:
+                    assert answer is not None and not body
+                    return answer, parts[0]
 
     def echo(self, context: int = 1) -> int:
         """C-ECHO; the status."""

@@ -7,11 +7,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import pytest
 import requests
+from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.uid import CTImageStorage, MRImageStorage, generate_uid
 from pynetdicom import AE, build_role, evt
@@ -164,17 +166,33 @@ def test_what_is_not_safe_is_said(box: Agent) -> None:
         (MRImageStorage, short.SOPInstanceUID): NO_SUCH_INSTANCE}
 
 
-def test_three_thousand_at_once(box: Agent) -> None:
-    """A large study in one request, most of it unknown: one report with every instance in it."""
+def test_ten_thousand_at_once(box: Agent) -> None:
+    """A large study in one request, most of it unknown: one report with every instance in it, in PDUs of our size."""
     image = data.instance()
-    with scu.SCU(box.port) as store:
-        assert store.associate().store(image.SOPInstanceUID, scu.encode(image)) == 0
-        store.release()
-    asked = {(str(MRImageStorage), str(generate_uid())) for _ in range(3000)}
-    known = (str(MRImageStorage), str(image.SOPInstanceUID))
-    with asker(box) as peer:
-        report = peer.ask(known, *asked)
-    assert report.safe == {known} and report.failed == dict.fromkeys(asked, NO_SUCH_INSTANCE)
+    known = (str(image.SOPClassUID), str(image.SOPInstanceUID))
+    asked = {(str(MRImageStorage), f"{generate_uid()[:50]}.{number}") for number in range(10_000)}
+    request = Dataset()
+    request.TransactionUID = generate_uid()
+    request.ReferencedSOPSequence = [_item(*instance) for instance in (known, *asked)]
+    content = scu.encode(request)
+    with scu.SCU(box.port, timeout=200) as peer:
+        peer.associate({1: scu.MR[1], 3: (scu.COMMITMENT, scu.MR[1][1])}, longest=16384)
+        assert peer.store(image.SOPInstanceUID, scu.encode(image)) == 0
+        peer.send(scu.pdu(scu.P_DATA, scu.pdv(3, 3, scu.command(
+            requested_class=scu.COMMITMENT, field=0x0130, message=9, data_set=1, requested_instance=WELL_KNOWN,
+            action=1))))
+        peer.data((content[at:at + 100_000] for at in range(0, len(content), 100_000)), context=3)
+        assert peer.response()["status"] == 0
+        event, told = peer.message()
+        assert (event["field"], event["event"], event["affected_instance"]) == (0x0100, 2, WELL_KNOWN)
+        peer.send(scu.pdu(scu.P_DATA, scu.pdv(3, 3, scu.command(
+            affected_class=scu.COMMITMENT, field=0x8100, responded=event["message"], data_set=0x0101, status=0))))
+        peer.release()
+    report = dcmread(BytesIO(told or b""), force=True)
+    assert report.TransactionUID == request.TransactionUID
+    assert [item.ReferencedSOPInstanceUID for item in report.ReferencedSOPSequence] == [known[1]]
+    assert {(item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID) for item in report.FailedSOPSequence} == asked
+    assert {item.FailureReason for item in report.FailedSOPSequence} == {NO_SUCH_INSTANCE}
 
 
 def test_requests_that_are_none(box: Agent) -> None:
