@@ -170,7 +170,7 @@ def test_the_central_is_killed_and_comes_back(tmp_path: Path) -> None:
     with contextlib.ExitStack() as stack:
         first = stack.enter_context(contextlib.ExitStack())
         process, port = first.enter_context(central_process(tmp_path))
-        settings = to(f"http://127.0.0.1:{port}", tmp_path / "box", streams=2) + everything()
+        settings = to(f"http://127.0.0.1:{port}", tmp_path / "box", streams=2, bandwidth="2 Mbit/s") + everything()
         box = stack.enter_context(Box(tmp_path / "box", settings).working())
         box.take([image for images in sessions.values() for image in images])
         kills = 0
@@ -179,7 +179,6 @@ def test_the_central_is_killed_and_comes_back(tmp_path: Path) -> None:
             process.send_signal(signal.SIGKILL)
             kills += 1
             first.close()
-            assert box.balances().delivered < count or kills > 2
             process, port = first.enter_context(central_process(tmp_path, port))
         assert kills >= 2
         wait_for(lambda: box.balances().delivered == count, 60, f"seed {seed}: {box.status()}")
