@@ -14,6 +14,7 @@ import contextlib
 import ctypes
 import hashlib
 import os
+import re
 import struct
 import threading
 import time
@@ -26,6 +27,7 @@ from pathlib import Path
 BLOCK = 4096
 LARGEST = 2**20  # larger instances go straight into files: there the one sync is not what costs
 _MAGIC = b"RELAYJ01"
+_PLACE = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*/\d{8}/\d{2}/[0-9a-f]{64}\.dcm")  # as the spool names files
 _SETTLE_AFTER = 5.0  # seconds; by then the kernel has written most of it by itself
 # magic, sequence, bytes of header, bytes of data set, SHA-256 of data set, CRC-32 of header, bytes of name
 _RECORD = struct.Struct("<8sQIQ32sIH")
@@ -174,7 +176,11 @@ def _records(fd: int) -> Iterator[tuple[Pending, bytes]]:
             if body <= BLOCK and block[body - 4:body] == _CRC.pack(zlib.crc32(block[:body - 4])):
                 content = os.pread(fd, header + data, offset + body)
                 if zlib.crc32(content[:header]) == header_crc and hashlib.sha256(content[header:]).digest() == digest:
-                    path = block[_RECORD.size:_RECORD.size + name].decode()
+                    path = block[_RECORD.size:_RECORD.size + name].decode("ascii", "replace")
+                    # What looks like a record may stand in somebody's pixels: it must not name a place of its choice.
+                    if not _PLACE.fullmatch(path) or digest.hex() not in path:
+                        offset += step
+                        continue
                     step = (body + header + data + BLOCK - 1) // BLOCK * BLOCK
                     yield Pending(path, offset, step, offset + body, len(content), sequence), content
         offset += step

@@ -161,3 +161,17 @@ def test_a_failing_disk_promises_nothing(tmp_path: Path, monkeypatch: pytest.Mon
         with pytest.raises(OSError, match="Input/output"):
             ring.append(*instance(random.Random(4), BLOCK))
     assert ring.append(*instance(random.Random(5), BLOCK)) is not None
+
+
+@pytest.mark.parametrize("path", ["../../etc/passwd", "RELAY/20260102/03/../../../../x.dcm", "RELAY/20260102/03/x.dcm",
+                                  "/RELAY/20260102/03/" + 64 * "0" + ".dcm"])
+def test_a_record_in_somebodys_pixels_names_no_place_of_its_choice(tmp_path: Path, path: str) -> None:
+    """Records are found by their look, and pixels may look like one; what they could do is what a sender may do."""
+    spool = tmp_path / "deep" / "down" / "here" / "spool"
+    spool.mkdir(parents=True)
+    ring = Journal(tmp_path / "ring-0", SIZE, spool)
+    forged = ring.append(path, hashlib.sha256(b"data").digest(), [b"header", b"data"])
+    assert forged is not None
+    before = sorted(tmp_path.rglob("*"))
+    assert recover(tmp_path, spool) == 0
+    assert sorted(tmp_path.rglob("*")) == before
