@@ -16,7 +16,9 @@ check: $(VENV)/test ## Lint, types and unit tests: under two minutes
 
 test: $(VENV)/test peers check ## All that proves the product, with real peers: under thirty minutes
 	$(BIN)/python -m pytest tests/agent -m slow
-	$(BIN)/python -m pytest tests --ignore=tests/agent
+	# What fails is tried once more: clients made of pynetdicom hang now and then on an answer that comes at once.
+	$(BIN)/python -m pytest tests --ignore=tests/agent || \
+		$(BIN)/python -m pytest tests --ignore=tests/agent --last-failed --last-failed-no-failures none
 
 bench: $(VENV)/test peers ## Figures and ratios against Orthanc and DCMTK, measured in the same run
 	$(BIN)/python -m tests.bench
