@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -266,22 +264,3 @@ class Parallel:
     def close(self) -> None:
         """Wait for what is under way."""
         self._pool.shutdown(cancel_futures=True)
-
-
-@contextmanager
-def collected_log(level: int = logging.DEBUG) -> Iterator[Callable[[], str]]:
-    """What the product writes to its log while the block runs."""
-    import io
-
-    from relay_agent import log
-
-    stream = io.StringIO()
-    root = logging.getLogger()
-    before = root.handlers, root.level
-    log.setup(logging.getLevelName(level).lower(), stream)
-    try:
-        yield stream.getvalue
-    finally:
-        root.handlers, _ = before[0], root.setLevel(before[1])
-        with contextlib.suppress(AttributeError):
-            logging.captureWarnings(False)
