@@ -9,7 +9,7 @@ from __future__ import annotations
 import mmap
 import struct
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -129,13 +129,14 @@ class Element:
 class Dataset:
     """A data set, or an item of a sequence: elements by tag (gggg * 65536 + eeee), always read in tag order."""
 
-    __slots__ = ("_changed", "_elements", "_source", "parent")
+    __slots__ = ("_changed", "_elements", "_source", "parent", "watch")
 
     def __init__(self, encoding: Encoding = EXPLICIT, parent: Dataset | None = None, buffer: Buffer = b"") -> None:
         self._elements: dict[int, Element] = {}
         self._source = _Source(buffer, encoding)
         self._changed = False
         self.parent = parent
+        self.watch: Callable[[Dataset, int], None] | None = None  # of the outermost: told of each change at any level
 
     @property
     def encoding(self) -> Encoding:
@@ -215,7 +216,7 @@ class Dataset:
         if len(value) % 2:
             value += b" " if vr in TEXT and vr != "UI" else b"\0"
         self._elements[tag] = Element(tag, vr, value, fragments=fragments)
-        self._changed = True
+        self._touched(tag)
 
     def put_text(self, tag: int, text: str, vr: str | None = None) -> None:
         """Set an element to a text in the character set that rules here; its VR stays, or is the dictionary's.
@@ -234,7 +235,7 @@ class Dataset:
     def put_items(self, tag: int, items: Sequence[Dataset], vr: str = "SQ") -> None:
         """Set a sequence; make its new items with :meth:`new_item`."""
         self._elements[tag] = Element(tag, vr, items=tuple(items))
-        self._changed = True
+        self._touched(tag)
 
     def new_item(self) -> Dataset:
         """An empty item for a sequence of this data set."""
@@ -242,8 +243,18 @@ class Dataset:
 
     def remove(self, tag: int) -> bool:
         """Delete an element; whether it was there."""
-        self._changed = self._changed or tag in self._elements
-        return self._elements.pop(tag, None) is not None
+        if self._elements.pop(tag, None) is None:
+            return False
+        self._touched(tag)
+        return True
+
+    def _touched(self, tag: int) -> None:
+        self._changed = True
+        outermost = self
+        while outermost.parent is not None:
+            outermost = outermost.parent
+        if outermost.watch is not None:
+            outermost.watch(self, tag)
 
     def block(self, group: int, creator: str) -> int | None:
         """The block number (0x10 to 0xFF) that a private creator has reserved in a group (PS3.5 section 7.8.1)."""
