@@ -26,7 +26,7 @@ from requests.utils import get_environ_proxies, select_proxy
 
 from relay_agent.alert import Mailer, NotSent
 from relay_agent.config import DICOM, TLS, XNAT, Alert, Config, ConfigError, DICOMweb, secret
-from relay_agent.deidentify import why_not
+from relay_agent.deidentify.recipe import Unusable, recipe_of
 from relay_agent.destinations import DeliveryError, Finding
 from relay_agent.destinations.web import Web
 from relay_agent.receive import tls_context
@@ -42,6 +42,7 @@ _EXPIRES_SOON = 30 * 86400.0
 def run(config: Config, *, offline: bool = False) -> Iterator[Finding]:
     """Look at everything, cheapest first; ``offline`` leaves out what needs the network."""
     yield from _settings(config)
+    yield from _scripts(config)
     yield from _folders(config)
     yield _clock()
     yield from _ports(config)
@@ -75,11 +76,20 @@ def _settings(config: Config) -> Iterator[Finding]:
             yield Finding(False, f"{destination.name}: data and credential go there unencrypted", "use an https url")
         if not destination.credential:
             yield Finding(False, f"{destination.name}: it is asked without a log-in", "set credential")
-    for route in config.route:
-        if obstacle := why_not(route.scripts):
-            yield Finding(False, f"route {route.name} holds every session: {obstacle}", "see the reason given")
     if config.alert and config.alert.credential and not config.alert.starttls:
         yield Finding(False, "the mail server's password is sent unencrypted", "set alert.starttls = true")
+
+
+def _scripts(config: Config) -> Iterator[Finding]:
+    """Whether the scripts of each route can be used."""
+    for route in config.route:
+        try:
+            recipe = recipe_of(config, route, project="", subject="", session="")
+        except Unusable as error:
+            yield Finding(False, f"route {route.name} holds every session: {error}", "relay-agent script check FILE")
+        else:
+            yield Finding(True, f"route {route.name} de-identifies by {recipe.names}" if recipe else
+                          f"route {route.name} ships what was received, without de-identification")
 
 
 def _folders(config: Config) -> Iterator[Finding]:

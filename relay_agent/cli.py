@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import argparse
 import io
-import json
 import os
-import pwd
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,16 +16,41 @@ from typing import Any
 from rich.markup import escape
 from rich.progress import Progress
 
-from relay_agent import __version__, check, config, dicom, log, receipt, receive, report, review, stage
+from relay_agent import (
+    __version__,
+    check,
+    cli_review,
+    cli_scripts,
+    config,
+    dicom,
+    log,
+    preview,
+    receipt,
+    receive,
+    report,
+    review,
+    stage,
+)
 from relay_agent.config import Config, ConfigError, Identify
+from relay_agent.console import (
+    DONE,
+    FINDINGS,
+    USAGE,
+    actor,
+    commands_of,
+    load,
+    open_ledger,
+    print_json,
+    said,
+)
+from relay_agent.deidentify.recipe import Unusable
+from relay_agent.header import read_header
 from relay_agent.identify import identify, needed_tags
 from relay_agent.java_regex import RuleValueError
-from relay_agent.ledger import Ledger, LedgerError, State
+from relay_agent.ledger import LedgerError, State
 from relay_agent.route import known_project
 from relay_agent.spool import Spool
 from relay_agent.worker import Worker
-
-DONE, FINDINGS, USAGE = 0, 1, 2
 
 _EPILOG = """examples:
   relay-agent example-config > config.toml      a commented configuration
@@ -51,7 +73,7 @@ def main(arguments: list[str] | None = None) -> int:
     except ConfigError as error:
         print(error, file=sys.stderr)
         return USAGE
-    except (review.Refused, LedgerError) as error:
+    except (review.Refused, preview.NotAllowed, Unusable, LedgerError) as error:
         print(error, file=sys.stderr)
         return FINDINGS
     except PermissionError as error:
@@ -68,20 +90,7 @@ def _parser() -> argparse.ArgumentParser:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--version", action="version", version=f"relay-agent {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-
-    def command(name: str, action: Callable[[argparse.Namespace], int], text: str, example: str, *,
-                prints: bool = False) -> argparse.ArgumentParser:
-        sub = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".",
-                                  epilog=f"example:\n  relay-agent {example}",
-                                  formatter_class=argparse.RawDescriptionHelpFormatter)
-        sub.add_argument("--config", type=Path, metavar="FILE",
-                         default=Path(os.environ.get("RELAY_AGENT_CONFIG", config.DEFAULT_PATH)),
-                         help="configuration file (default: $RELAY_AGENT_CONFIG or %(default)s)")
-        if prints:
-            sub.add_argument("--json", action="store_true", help="print JSON")
-        sub.set_defaults(action=action)
-        return sub
-
+    command = commands_of(commands)
     for name, action, text in (("receive", _receive, "the receiving service: Storage SCPs, no outbound connections"),
                                ("work", _work, "the working service: stage, route, ship, verify, purge"),
                                ("run", _run, "both services, for one machine")):
@@ -103,6 +112,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("shipment", type=int)
     for label in ("project", "subject", "session"):
         sub.add_argument(f"--{label}", metavar="LABEL", help=f"the {label} it belongs to; XNAT's label, not a title")
+    sub.add_argument("--accession", metavar="TEXT", help="{accession} of the route's headers")
     sub.add_argument("--route", metavar="NAME", help="a route of the configuration, whatever its conditions")
     sub = command("release", _release, "release a shipment that waits for review", "release 12")
     sub.add_argument("shipment", type=int)
@@ -122,6 +132,8 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("identify", _identify, "what XNAT would make of files: project, subject, session, auto-archive",
                   "identify image.dcm", prints=True)
     sub.add_argument("file", type=Path, nargs="+")
+    cli_review.add(commands)
+    cli_scripts.add(commands)
     text = "print a commented configuration with every setting"
     sub = commands.add_parser("example-config", help=text, description=text[0].upper() + text[1:] + ".",
                               epilog="example:\n  relay-agent example-config > config.toml",
@@ -130,12 +142,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _load(options: argparse.Namespace) -> Config:
-    return config.load(options.config)
-
-
 def _service(options: argparse.Namespace) -> Config:
-    settings = _load(options)
+    settings = load(options)
     log.setup(settings.log_level)
     return settings
 
@@ -186,7 +194,7 @@ def _check(options: argparse.Namespace) -> int:
     ok = True
     found = []
     console = report.console()
-    for finding in check.run(_load(options), offline=options.offline):
+    for finding in check.run(load(options), offline=options.offline):
         ok = ok and finding.ok
         if options.json:
             found.append(asdict(finding))
@@ -196,90 +204,80 @@ def _check(options: argparse.Namespace) -> int:
         if not finding.ok and finding.remedy:
             console.print(f"        → {escape(finding.remedy)}", soft_wrap=True)
     if options.json:
-        _json(found)
+        print_json(found)
     return DONE if ok else FINDINGS
 
 
-def _open(options: argparse.Namespace) -> tuple[Config, Ledger]:
-    settings = _load(options)
-    return settings, Ledger(settings.ledger)
-
-
 def _status(options: argparse.Namespace) -> int:
-    settings, ledger = _open(options)
+    settings, ledger = open_ledger(options)
     found = report.status(settings, ledger)
     if options.json:
-        _json(found)
+        print_json(found)
     else:
         report.print_status(report.console(), found)
     return DONE if found["balance"]["difference"] == 0 else FINDINGS
 
 
 def _list(options: argparse.Namespace) -> int:
-    _, ledger = _open(options)
+    _, ledger = open_ledger(options)
     if options.quarantined:
         rows = report.quarantined(ledger, options.limit)
     else:
         rows = report.shipments(ledger, options.state, options.limit)
     if options.json:
-        _json(rows)
+        print_json(rows)
     else:
         report.print_rows(report.console(), rows, "nothing to show")
     return DONE
 
 
 def _show(options: argparse.Namespace) -> int:
-    _, ledger = _open(options)
+    _, ledger = open_ledger(options)
     found = report.shipment(ledger, options.shipment)
     if found is None:
         raise review.Refused(f"there is no shipment {options.shipment}; see relay-agent list")
     if options.json:
-        _json(found)
+        print_json(found)
     else:
         report.print_shipment(report.console(), found)
     return DONE
 
 
-def _actor() -> str:
-    """Who decides, for the audit trail: the person behind sudo, where there is one."""
-    return os.environ.get("SUDO_USER") or pwd.getpwuid(os.getuid()).pw_name
-
-
 def _assign(options: argparse.Namespace) -> int:
-    settings, ledger = _open(options)
-    labels = {name: getattr(options, name) for name in ("project", "subject", "session", "route")}
+    settings, ledger = open_ledger(options)
+    labels = {name: getattr(options, name) for name in ("project", "subject", "session", "accession", "route")}
     if not any(labels.values()):
-        raise review.Refused("say what to assign: --project, --subject, --session or --route")
-    review.assign(settings, ledger, options.shipment, _actor(), **labels)
-    return _said(f"shipment {options.shipment} is assigned and will be routed again")
+        raise review.Refused("say what to assign: --project, --subject, --session, --accession or --route")
+    review.assign(settings, ledger, options.shipment, actor(), **labels)
+    return said(f"shipment {options.shipment} is assigned and will be routed again")
 
 
 def _release(options: argparse.Namespace) -> int:
-    review.release(_open(options)[1], options.shipment, _actor())
-    return _said(f"shipment {options.shipment} is released")
+    review.release(open_ledger(options)[1], options.shipment, actor())
+    return said(f"shipment {options.shipment} is released")
 
 
 def _reject(options: argparse.Namespace) -> int:
-    review.reject(_open(options)[1], options.shipment, _actor(), options.reason)
-    return _said(f"shipment {options.shipment} is rejected; its files are kept (relay-agent retry takes it back)")
+    review.reject(open_ledger(options)[1], options.shipment, actor(), options.reason)
+    return said(f"shipment {options.shipment} is rejected; its files are kept (relay-agent retry takes it back)")
 
 
 def _retry(options: argparse.Namespace) -> int:
-    ledger = _open(options)[1]
+    ledger = open_ledger(options)[1]
     if options.quarantined:
-        review.retry_quarantined(ledger, options.shipment, _actor())
-        return _said(f"instance {options.shipment} will be looked at again")
-    review.retry(ledger, options.shipment, _actor())
-    return _said(f"shipment {options.shipment} will be tried again now")
+        review.retry_quarantined(ledger, options.shipment, actor())
+        return said(f"instance {options.shipment} will be looked at again")
+    review.retry(ledger, options.shipment, actor())
+    return said(f"shipment {options.shipment} will be tried again now")
 
 
 def _receipt(options: argparse.Namespace) -> int:
-    _, ledger = _open(options)
+    _, ledger = open_ledger(options)
     if options.verify:
         faults = list(receipt.faults(ledger))
         count = ledger.value("SELECT count(*) FROM receipt")
         if options.json:
-            _json({"receipts": count, "faults": faults})
+            print_json({"receipts": count, "faults": faults})
         else:
             print("\n".join(faults) or f"{count} receipts, none removed or edited")
         return FINDINGS if faults else DONE
@@ -288,14 +286,14 @@ def _receipt(options: argparse.Namespace) -> int:
     found = [receipt.read(row) for row in ledger.all("SELECT * FROM receipt WHERE shipment = ? ORDER BY id",
                                                      options.shipment)]
     if options.json:
-        _json(found)
+        print_json(found)
     else:
         report.print_receipts(report.console(), found)
     return DONE if found else FINDINGS
 
 
 def _upload(options: argparse.Namespace) -> int:
-    settings, ledger = _open(options)
+    settings, ledger = open_ledger(options)
     title = options.receiver or settings.receiver[0].ae_title
     receiver = next((r for r in settings.receiver if r.ae_title == title), None)
     if receiver is None:
@@ -318,7 +316,7 @@ def _upload(options: argparse.Namespace) -> int:
                 problems.append({"file": str(file), "problem": problem})
             progress.advance(bar)
     if options.json:
-        _json({"files": len(files), "taken": taken, "problems": problems})
+        print_json({"files": len(files), "taken": taken, "problems": problems})
     else:
         for entry in problems:
             print(f"{entry['file']}: {entry['problem']}")
@@ -327,33 +325,22 @@ def _upload(options: argparse.Namespace) -> int:
 
 
 def _identify(options: argparse.Namespace) -> int:
-    settings = _load(options).identify if options.config.exists() else Identify()
+    settings = load(options).identify if options.config.exists() else Identify()
     rules = settings.rules()
     found: list[dict[str, Any]] = []
     for file in options.file:
         try:
-            identity = identify(dicom.read_header(file, needed_tags(rules)), rules, known_project(settings))
+            identity = identify(read_header(file, needed_tags(rules)), rules, known_project(settings))
             found.append({"file": str(file), **asdict(identity)})
         except (dicom.NotDICOM, RuleValueError) as error:
             found.append({"file": str(file), "error": str(error)})
         except OSError as error:
             found.append({"file": str(file), "error": error.strerror})
     if options.json:
-        _json(found)
+        print_json(found)
     else:
         report.print_rows(report.console(), [
             {**{key: value for key, value in row.items() if key != "sources"},
              **({"from": ", ".join(f"{name}: {source}" for name, source in row["sources"].items())}
                 if "sources" in row else {})} for row in found], "no files")
     return FINDINGS if any("error" in row for row in found) else DONE
-
-
-def _json(value: Any) -> None:
-    print(json.dumps(value, indent=2))
-
-
-def _said(text: str) -> int:
-    print(text)
-    return DONE
-
-

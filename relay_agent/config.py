@@ -26,6 +26,7 @@ from pydantic import (
 )
 
 from relay_agent import config_text, units
+from relay_agent.deidentify.risk import Kind as Risk
 from relay_agent.identify import Rules
 
 DEFAULT_PATH = Path("/etc/relay-agent/config.toml")
@@ -82,6 +83,14 @@ def _tag(text: str) -> str:
 def _credential(text: str) -> str:
     if ":" in text or not text.strip():
         raise ValueError("name the file, never write the secret itself here")
+    return text
+
+
+def _template(text: str) -> str:
+    try:
+        text.format_map(dict.fromkeys(("project", "subject", "session", "accession"), ""))
+    except (KeyError, ValueError, IndexError, AttributeError):
+        raise ValueError("use {project}, {subject}, {session} and {accession}, and no other braces") from None
     return text
 
 
@@ -184,7 +193,28 @@ class Route(_Table):
     assign_project: str | None = Field(None, pattern=r"^[A-Za-z0-9_-]+$", description="Assign this project, whatever identification found.", examples=["P1"])
     auto_archive: bool | None = Field(None, description="Archive at once (true) or leave in the prearchive (false) where the instances do not say so themselves (AA:).", examples=[True])
     review: bool = Field(False, description="Hold each session until a person releases it.")
-    scripts: tuple[str, ...] = Field((), description="Anonymisation scripts, in order. A shipment whose scripts cannot run is not shipped.", examples=[["/etc/relay-agent/site.das"]])
+    scripts: tuple[str, ...] = Field((), description='Anonymisation, in order, after the site-wide one: files of DicomEdit 6 or CTP scripts, or the DICOM profile as "ps3.15" with its options. A shipment whose scripts cannot run is not shipped.', examples=[["/etc/relay-agent/p1.das", "ps3.15 retain-device"]])
+    lookup: Path | None = Field(None, description="Lookup table of these scripts.", examples=["/etc/relay-agent/p1.lookup"])
+    site_scripts: bool = Field(True, description="Run the site-wide scripts first.")
+    headers: dict[Tag, Annotated[str, AfterValidator(_template)]] = Field(default_factory=dict, description="Set after the scripts: texts with {project}, {subject}, {session} and {accession} as identification or a reviewer gave them.", examples=[{"0008,0050": "{accession}", "0008,1030": "{project}", "0010,0010": "{subject}", "0010,0020": "{session}"}])
+    identifiers: tuple[Tag, ...] = Field((), description="More elements whose original values must not be left anywhere in the result; name, IDs, birth date and accession number always are.", examples=[["0008,0080"]])
+    keep: tuple[Tag, ...] = Field((), description="Elements in which original values may stay.", examples=[["0010,0030"]])
+    pixel_risks: tuple[Risk, ...] = Field((), description=f"Kinds of objects that go on without a look at their pixels: {', '.join(Risk)}.", examples=[["ultrasound"]])
+
+
+class Deidentify(_Table):
+    """De-identification at this box, before anything leaves."""
+
+    scripts: tuple[str, ...] = Field((), description="Site-wide scripts, run before those of the routes.", examples=[["/etc/relay-agent/site.das"]])
+    lookup: Path | None = Field(None, description="Lookup table of the site-wide scripts.", examples=["/etc/relay-agent/site.lookup"])
+    key: Credential | None = Field(None, description='Credential (one line "name:secret") that keys the mapping of UIDs; boxes with the same one map alike. Absent means a key made once and kept in the ledger.', examples=["uid-key"])
+    processes: int = Field(0, ge=0, description="Processes that de-identify; 0 is one for each core.")
+
+
+class Review(_Table):
+    """Review of sessions before they leave."""
+
+    identified: tuple[str, ...] = Field((), description="Users who may see patients' data in a review; everybody else sees what will leave.", examples=[["anna"]])
 
 
 class Window(_Table):
@@ -293,6 +323,8 @@ class Config(_Table):
     receiver: tuple[Receiver, ...] = Field(min_length=1, description="At least one [[receiver]] is needed.")
     stage: Stage = Field(default_factory=Stage)
     identify: Identify = Field(default_factory=Identify)
+    deidentify: Deidentify = Field(default_factory=Deidentify)
+    review: Review = Field(default_factory=Review)
     route: tuple[Route, ...] = Field(())
     destination: tuple[Annotated[Destination, BeforeValidator(_kind)], ...] = Field(())
     purge: Purge = Field(default_factory=Purge)
@@ -328,6 +360,11 @@ class Config(_Table):
     def spool(self) -> Path:
         """Where received instances live from receive to purge."""
         return self.data / "spool"
+
+    @property
+    def deidentified(self) -> Path:
+        """What was made of shipments, a folder each, until they are purged."""
+        return self.data / "deidentified"
 
     @property
     def journal(self) -> Path:

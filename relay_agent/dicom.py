@@ -1,19 +1,16 @@
-"""What the agent knows of DICOM files: File Meta, the header that staging reads, digests (PS3.5, PS3.10)."""
+"""What the agent knows of DICOM files: File Meta, digests, the tags it looks at (PS3.5, PS3.10)."""
 
 from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydicom import dcmread
 from pydicom.dataset import Dataset
-from pydicom.errors import InvalidDicomError
 from pydicom.filereader import read_dataset
-from pydicom.tag import Tag
 
 from relay_agent import __version__
 
@@ -80,28 +77,6 @@ def data_set_digest(path: Path, offset: int) -> bytes:
     with path.open("rb") as file:
         file.seek(offset)
         return hashlib.file_digest(file, "sha256").digest()
-
-
-def read_header(path: Path, tags: Iterable[str] = ()) -> dict[str, str]:
-    """Values of an instance's identifying elements, decoded, as ``{"GGGGEEEE": text}``; absent ones left out.
-
-    Reads what stands before the pixel data, and only the wanted elements. :class:`NotDICOM` when the data set
-    cannot be read or has no Study, Series or SOP Instance UID, ``OSError`` when the file cannot.
-    """
-    wanted = {int(tag, 16) for tag in (*HEADER, *tags)} | {0x00080005}
-    try:
-        data = dcmread(path, stop_before_pixels=True, specific_tags=[Tag(tag) for tag in wanted], force=False)
-        values = {f"{element.tag:08X}": _text(element.value) for element in data}
-    except InvalidDicomError:
-        raise NotDICOM("there is no DICOM preamble (PS3.10 section 7.1)") from None
-    except OSError:  # says nothing of the instance
-        raise
-    except Exception as error:  # whatever a broken file makes the parser do, it must not stop the others
-        raise NotDICOM(f"the data set cannot be read ({type(error).__name__})") from None
-    for tag, what in ((STUDY, "Study Instance UID"), (SERIES, "Series Instance UID"), (SOP, "SOP Instance UID")):
-        if not values.get(tag):
-            raise NotDICOM(f"the data set has no {what}")
-    return values
 
 
 STUDY, SERIES, SOP, SOP_CLASS = "0020000D", "0020000E", "00080018", "00080016"

@@ -15,7 +15,16 @@ from relay_agent.dataset import EXPLICIT, Broken, Buffer, Dataset, element_head,
 from relay_agent.dicom import IMPLEMENTATION_NAME, IMPLEMENTATION_UID
 
 _MAPPED = 32 * 2**20  # larger files are not read into memory
+_INFLATED = 2**30
 _DEFLATED = "1.2.840.10008.1.2.1.99"
+
+
+def read(path: Path) -> Buffer:
+    """The bytes of a file; a large one is mapped, so that its pixel data need no memory. Raises ``OSError``."""
+    with path.open("rb") as file:
+        if os.fstat(file.fileno()).st_size <= _MAPPED:
+            return file.read()
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,19 +43,16 @@ class File:
     file that was read may identify (PS3.15 annex E), and nobody needs them.
     """
 
-    def __init__(self, transfer_syntax: str, dataset: Dataset, meta: Dataset | None = None) -> None:
+    def __init__(self, transfer_syntax: str, dataset: Dataset, meta: Dataset | None = None, offset: int = 0) -> None:
         self.transfer_syntax = transfer_syntax
         self.dataset = dataset
         self.meta = meta if meta is not None else Dataset()
+        self.offset = offset  # of the data set in the file
 
     @classmethod
-    def read(cls, path: Path) -> File:
-        """A file of any size. Raises :class:`Broken`, ``OSError``."""
-        with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            if size <= _MAPPED:
-                return cls.parse(file.read())
-            return cls.parse(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+    def read(cls, path: Path, stop: int | None = None) -> File:
+        """A file of any size, as :meth:`parse`. Raises :class:`Broken`, ``OSError``."""
+        return cls.parse(read(path), stop)
 
     @classmethod
     def parse(cls, buffer: Buffer, stop: int | None = None) -> File:
@@ -58,15 +64,18 @@ class File:
         transfer_syntax = (meta.text(0x00020010) or "").strip()
         if not transfer_syntax:
             raise Broken("File Meta has no Transfer Syntax UID")
+        offset = position
         if transfer_syntax == _DEFLATED:
             try:
-                buffer = zlib.decompressobj(-15).decompress(buffer[position:])
+                buffer = zlib.decompressobj(-15).decompress(buffer[position:], _INFLATED)
             except zlib.error:
                 raise Broken("the deflated data set cannot be inflated") from None
+            if len(buffer) == _INFLATED:
+                raise Broken("the deflated data set is larger than 1 GiB")
             position = 0
         data = Dataset(encoding_of(transfer_syntax), buffer=buffer)
         scan(data, position, len(buffer), 0, stop)
-        return cls(transfer_syntax, data, meta)
+        return cls(transfer_syntax, data, meta, offset)
 
     def encode(self) -> list[Buffer]:
         """The whole file in pieces."""

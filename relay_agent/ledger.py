@@ -11,7 +11,7 @@ from __future__ import annotations
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
@@ -23,13 +23,14 @@ class State(StrEnum):
     """Where a shipment is."""
 
     GATHERING = "gathering"  # instances still arrive
-    COMPLETE = "complete"  # quiet; identify, route and de-identify are next
+    COMPLETE = "complete"  # quiet; identify and route are next
+    DEIDENTIFY = "deidentify"  # its route's scripts have to run; then it is complete again
     HELD = "held"  # waits for a person: nothing takes it, or it must not go on; `reason` says why
     REVIEW = "review"  # waits for a person because its route asks for review
     READY = "ready"  # being delivered to its destinations
     DELIVERED = "delivered"  # verified at every destination, files still here
     PURGED = "purged"  # verified at every destination, files gone, receipts kept
-    REJECTED = "rejected"  # a person decided that it does not go; files are kept
+    REJECTED = "rejected"  # a person, or a person's script, decided that it does not go; files are kept
 
 
 class Stop(StrEnum):
@@ -124,6 +125,29 @@ MIGRATIONS = (
     CREATE TABLE alert (
         condition TEXT NOT NULL, subject TEXT NOT NULL, since REAL NOT NULL, told REAL, text TEXT NOT NULL,
         PRIMARY KEY (condition, subject)) WITHOUT ROWID;
+    """,
+    """
+    ALTER TABLE shipment ADD COLUMN accession TEXT;
+    ALTER TABLE shipment ADD COLUMN recipe TEXT;
+    ALTER TABLE shipment ADD COLUMN approved TEXT;
+    ALTER TABLE shipment DROP COLUMN released;
+
+    CREATE TABLE made (
+        instance INTEGER PRIMARY KEY REFERENCES instance(id), shipment INTEGER NOT NULL REFERENCES shipment(id),
+        path TEXT NOT NULL, study_uid TEXT NOT NULL, series_uid TEXT NOT NULL, sop_instance TEXT NOT NULL,
+        sop_class TEXT NOT NULL, series_number TEXT, instance_number TEXT, transfer_syntax TEXT NOT NULL,
+        md5 BLOB NOT NULL, sha256 BLOB NOT NULL, size INTEGER NOT NULL, risks TEXT NOT NULL);
+    CREATE INDEX made_shipment ON made(shipment);
+
+    CREATE TABLE number (kind TEXT NOT NULL, value BLOB NOT NULL, number INTEGER NOT NULL,
+        PRIMARY KEY (kind, value)) WITHOUT ROWID;
+    CREATE TABLE secret (name TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
+
+    CREATE TRIGGER instance_moved AFTER UPDATE OF shipment ON instance
+        WHEN OLD.shipment IS NOT NULL AND NEW.shipment IS NOT NULL AND OLD.shipment <> NEW.shipment BEGIN
+        UPDATE shipment SET instances = instances - 1, bytes = bytes - OLD.size WHERE id = OLD.shipment;
+        UPDATE shipment SET instances = instances + 1, bytes = bytes + NEW.size WHERE id = NEW.shipment;
+    END;
     """,
 )
 
@@ -262,6 +286,23 @@ def move(connection: sqlite3.Connection, shipment: int, state: State, what: str,
     note(connection, shipment, f"{state}: {what}", actor)
 
 
+def set_apart(connection: sqlite3.Connection, shipment: int, instances: Sequence[int], reason: str,
+              actor: str = "agent") -> int:
+    """Take instances out of a shipment into a rejected one of the same study, where a person finds them; its number."""
+    now = time.time()
+    apart = connection.execute(
+        "INSERT INTO shipment (study_uid, receiver, supplement, state, opened, last_arrival, changed, project, "
+        "subject, session, sources, route) SELECT study_uid, receiver, (SELECT count(*) FROM shipment o WHERE "
+        "o.study_uid = s.study_uid AND o.receiver = s.receiver), ?, ?, last_arrival, ?, project, subject, session, "
+        "sources, route FROM shipment s WHERE id = ?", (State.REJECTED, now, now, shipment)).lastrowid
+    assert apart is not None
+    connection.executemany("DELETE FROM made WHERE instance = ?", [(number,) for number in instances])
+    connection.executemany("UPDATE instance SET shipment = ? WHERE id = ?", [(apart, number) for number in instances])
+    move(connection, apart, State.REJECTED, f"set apart from shipment {shipment}", reason=reason, actor=actor)
+    note(connection, shipment, f"{len(instances)} instances set apart as shipment {apart}: {reason}", actor)
+    return apart
+
+
 @dataclass(frozen=True, slots=True)
 class Balance:
     """received = delivered + held + quarantined + rejected + on its way, in instances."""
@@ -280,6 +321,7 @@ class Balance:
 
 
 CATEGORY = {State.GATHERING: "on_its_way", State.COMPLETE: "on_its_way", State.READY: "on_its_way",
+            State.DEIDENTIFY: "on_its_way",
             State.HELD: "held", State.REVIEW: "held", State.REJECTED: "rejected",
             State.DELIVERED: "delivered", State.PURGED: "delivered"}
 

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import os
+import sqlite3
 import struct
 import threading
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from isal import isal_zlib
 from pydicom import dcmread
 
 from relay_agent import dicom
+from relay_agent.config import Config
 from relay_agent.ledger import Ledger
 
 _BLOCK = 2**20
@@ -34,6 +37,7 @@ class Damaged(Exception):
     """
 
     def __init__(self, instance: int, path: Path, what: str) -> None:
+        self.instance = instance
         super().__init__(f"the file of instance {instance} {what}. Keep the scanner's copy, look after the disk, send "
                          "the session again, then 'retry'")
         self.path = path
@@ -55,6 +59,7 @@ class Item:
     md5: str
     sha256: str
     replaces: bool  # another version of it was sent before
+    received_as: str = ""  # SOP Instance UID as received, where scripts gave it another
     content: str = ""  # see content(); empty until it is needed
 
 
@@ -69,6 +74,7 @@ class Manifest:
     subject: str
     session: str
     auto_archive: bool | None
+    recipe: str | None  # hash of what de-identified it
     items: tuple[Item, ...]
 
     @property
@@ -77,14 +83,34 @@ class Manifest:
         return sum(item.size for item in self.items)
 
 
-def manifest(ledger: Ledger, spool: Path, shipment: int) -> Manifest:
-    """The manifest; digests of the files are taken once and kept in the ledger.
+def manifest(config: Config, ledger: Ledger, shipment: int) -> Manifest:
+    """The manifest: of what was made of the shipment, or, without scripts, of what was received.
+
+    Digests of the files are taken once and kept in the ledger.
 
     Raises :class:`Damaged` when a data set is not the one that was received.
     """
     head = ledger.one("SELECT * FROM shipment WHERE id = ?", shipment)
     if head is None:
         raise KeyError(shipment)
+    made = bool(head["recipe"])
+    items = _made(ledger, config.data, shipment) if made else _received(ledger, config.spool, shipment)
+    studies = {row[0] for row in ledger.all("SELECT DISTINCT study_uid FROM made WHERE shipment = ?", shipment)}
+    archive = None if head["auto_archive"] is None else bool(head["auto_archive"])
+    return Manifest(shipment, studies.pop() if made and studies else head["study_uid"], head["supplement"],
+                    head["project"] or "", head["subject"] or "", head["session"] or "", archive, head["recipe"], items)
+
+
+def _made(ledger: Ledger, data: Path, shipment: int) -> tuple[Item, ...]:
+    rows = ledger.all("SELECT m.*, i.conflict, i.sop_instance AS received_as FROM made m JOIN instance i ON "
+                      "i.id = m.instance WHERE m.shipment = ? ORDER BY m.series_uid, m.instance", shipment)
+    return tuple(Item(row["instance"], data / row["path"], row["sop_class"], row["sop_instance"], row["series_uid"],
+                      row["series_number"] or "", row["instance_number"] or "", row["transfer_syntax"], row["size"],
+                      row["md5"].hex(), row["sha256"].hex(), row["conflict"] is not None, row["received_as"])
+                 for row in rows)
+
+
+def _received(ledger: Ledger, spool: Path, shipment: int) -> tuple[Item, ...]:
     rows = ledger.all("SELECT * FROM instance WHERE shipment = ? AND problem IS NULL ORDER BY series_uid, id", shipment)
     todo = [row for row in rows if row["sent_md5"] is None]
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # hashing runs outside the GIL
@@ -93,14 +119,20 @@ def manifest(ledger: Ledger, spool: Path, shipment: int) -> Manifest:
     if new:
         with ledger.write() as connection:
             connection.executemany("UPDATE instance SET sent_md5 = ?, sent_sha256 = ?, sent_size = ? WHERE id = ?", new)
-        return manifest(ledger, spool, shipment)
-    items = tuple(Item(row["id"], spool / row["path"], row["sop_class"], row["sop_instance"], row["series_uid"],
-                       row["series_number"] or "", row["instance_number"] or "", row["transfer_syntax"],
-                       row["sent_size"], row["sent_md5"].hex(), row["sent_sha256"].hex(), row["conflict"] is not None)
-                  for row in rows)
-    archive = None if head["auto_archive"] is None else bool(head["auto_archive"])
-    return Manifest(shipment, head["study_uid"], head["supplement"], head["project"] or "", head["subject"] or "",
-                    head["session"] or "", archive, items)
+        return _received(ledger, spool, shipment)
+    return tuple(Item(row["id"], spool / row["path"], row["sop_class"], row["sop_instance"], row["series_uid"],
+                      row["series_number"] or "", row["instance_number"] or "", row["transfer_syntax"],
+                      row["sent_size"], row["sent_md5"].hex(), row["sent_sha256"].hex(), row["conflict"] is not None,
+                      row["sop_instance"])
+                 for row in rows)
+
+
+def set_digest(ledger: Ledger, row: sqlite3.Row | Mapping[str, Any]) -> str:
+    """SHA-256 of what would be shipped and where to (labels, route, every instance): a person approves just this."""
+    table, name = ("made", "sha256") if row["recipe"] else ("instance", "digest")
+    parts = ledger.all(f"SELECT sop_instance, hex({name}) FROM {table} WHERE shipment = ? ORDER BY 1, 2", row["id"])
+    facts = [row["project"], row["subject"], row["session"], row["route"], [list(part) for part in parts]]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
 def _digests(path: Path, number: int, received: bytes) -> tuple[bytes, bytes, int]:

@@ -32,6 +32,7 @@ def write(connection: sqlite3.Connection, config: Config, manifest: Manifest, de
     now = time.time()
     body = json.dumps({
         "box": config.name, "agent": __version__, "config_sha256": config_hash(config),
+        "recipe_sha256": manifest.recipe, "approved": shipment["approved"],
         "shipment": manifest.shipment, "supplement": manifest.supplement, "study": manifest.study_uid,
         "receiver": shipment["receiver"], "route": shipment["route"],
         "project": manifest.project, "subject": manifest.subject, "session": manifest.session,
@@ -39,8 +40,8 @@ def write(connection: sqlite3.Connection, config: Config, manifest: Manifest, de
         "server_said": list(answers),
         "instances": [{
             "sop_instance": item.sop_instance, "sop_class": item.sop_class, "series": item.series_uid,
-            "received_at": rows[item.id]["arrived"], "received_from": rows[item.id]["calling_ae"],
-            "received_copies": rows[item.id]["copies"],
+            "received_as": item.received_as, "received_at": rows[item.id]["arrived"],
+            "received_from": rows[item.id]["calling_ae"], "received_copies": rows[item.id]["copies"],
             "received_data_set_sha256": rows[item.id]["digest"].hex(), "received_size": rows[item.id]["size"],
             "sent_sha256": item.sha256, "sent_md5": item.md5, "sent_size": item.size,
             "proved_by": proof.how, "server_name": proof.server_name, "server_size": proof.server_size,

@@ -26,11 +26,11 @@ def status(config: Config, ledger: Ledger) -> dict[str, Any]:
     disk = shutil.disk_usage(config.data)
     newest = ledger.one("SELECT arrived FROM instance ORDER BY id DESC LIMIT 1")
     return {
-        "box": config.name, "agent": __version__, "at": _when(now),
+        "box": config.name, "agent": __version__, "at": when(now),
         "balance": {**asdict(sums), "difference": sums.difference},
         "repeated": ledger.value("SELECT value FROM tally WHERE name = 'repeated'"),
         "conflicts": ledger.value("SELECT count(*) FROM instance WHERE conflict IS NOT NULL"),
-        "last_received": _when(newest["arrived"]) if newest else None,
+        "last_received": when(newest["arrived"]) if newest else None,
         "associations": [dict(row) for row in ledger.all(
             "SELECT receiver, calling_ae, count(*) AS open FROM association WHERE closed IS NULL "
             "GROUP BY receiver, calling_ae")],
@@ -38,7 +38,7 @@ def status(config: Config, ledger: Ledger) -> dict[str, Any]:
                       for row in ledger.all("SELECT state, count(*) AS n, sum(instances) AS i, sum(bytes) AS b "
                                             "FROM shipment GROUP BY state")},
         "destinations": [_destination(ledger, destination.name, now) for destination in config.destination],
-        "alerts": [{**dict(row), "since": _when(row["since"])} for row in ledger.all(
+        "alerts": [{**dict(row), "since": when(row["since"])} for row in ledger.all(
             "SELECT condition, subject, since, text FROM alert ORDER BY since")],
         "disk": {"free": disk.free, "total": disk.total, "reserve": config.receive.reserve},
     }
@@ -53,7 +53,7 @@ def _destination(ledger: Ledger, name: str, now: float) -> dict[str, Any]:
                           "WHERE d.destination = ? AND d.state IN ('waiting', 'arrived', 'stopped')", name)
     return {"name": name, **{state: counts.get(state, 0) for state in ("waiting", "arrived", "stopped", "verified")},
             "oldest_undelivered_seconds": round(now - oldest) if oldest else None,
-            "failing_since": _when(worst["failing_since"]) if worst and worst["failing_since"] else None,
+            "failing_since": when(worst["failing_since"]) if worst and worst["failing_since"] else None,
             "error": worst["error"] if worst else None}
 
 
@@ -65,14 +65,14 @@ def shipments(ledger: Ledger, states: Sequence[str] | None, limit: int) -> list[
     return [{"shipment": row["id"], "state": row["state"], "receiver": row["receiver"],
              "supplement": row["supplement"], "instances": row["instances"], "bytes": row["bytes"],
              "project": row["project"], "subject": row["subject"], "session": row["session"],
-             "last_arrival": _when(row["last_arrival"]), "reason": row["reason"]} for row in rows]
+             "last_arrival": when(row["last_arrival"]), "reason": row["reason"]} for row in rows]
 
 
 def quarantined(ledger: Ledger, limit: int) -> list[dict[str, Any]]:
     """Quarantined instances and files, newest first."""
     rows = ledger.all("SELECT * FROM instance WHERE problem IS NOT NULL ORDER BY id DESC LIMIT ?", limit)
     return [{"instance": row["id"], "receiver": row["receiver"], "from": row["calling_ae"] or row["via"],
-             "arrived": _when(row["arrived"]), "bytes": row["size"], "reason": row["problem"], "file": row["path"]}
+             "arrived": when(row["arrived"]), "bytes": row["size"], "reason": row["problem"], "file": row["path"]}
             for row in rows]
 
 
@@ -96,19 +96,20 @@ def shipment(ledger: Ledger, number: int) -> dict[str, Any] | None:
         "project": row["project"], "subject": row["subject"], "session": row["session"],
         "auto_archive": None if row["auto_archive"] is None else bool(row["auto_archive"]),
         "sources": json.loads(row["sources"] or "{}"), "instances": row["instances"], "bytes": row["bytes"],
-        "opened": _when(row["opened"]), "last_arrival": _when(row["last_arrival"]),
+        "opened": when(row["opened"]), "last_arrival": when(row["last_arrival"]),
         "series": [dict(part) for part in series],
-        "deliveries": [{**dict(part), "changed": _when(part["changed"]), "due": _when(part["due"]),
-                        "failing_since": _when(part["failing_since"])}
+        "deliveries": [{**dict(part), "changed": when(part["changed"]), "due": when(part["due"]),
+                        "failing_since": when(part["failing_since"])}
                        for part in ledger.all("SELECT * FROM delivery WHERE shipment = ?", number)],
         "conflicts": [dict(part) for part in conflicts],
         "related": [dict(part) for part in related],
-        "history": [{"at": _when(part["at"]), "actor": part["actor"], "what": part["what"]} for part in
+        "history": [{"at": when(part["at"]), "actor": part["actor"], "what": part["what"]} for part in
                     ledger.all("SELECT * FROM event WHERE shipment = ? ORDER BY id", number)],
     }
 
 
-def _when(seconds: float | None) -> str | None:
+def when(seconds: float | None) -> str | None:
+    """A moment for people and for JSON (ISO 8601, local time); None for never."""
     if not seconds:
         return None
     return datetime.fromtimestamp(seconds).astimezone().isoformat(timespec="seconds")
@@ -194,7 +195,7 @@ def print_receipts(console: Console, found: Sequence[Mapping[str, Any]]) -> None
         console.print("no receipt yet: nothing of this shipment is verified")
     for page in found:
         console.print(f"[bold]receipt {page['receipt']}[/] shipment {page['shipment']} at {page['destination']}, "
-                      f"verified {_when(page['verified_at'])}, agent {page['agent']}")
+                      f"verified {when(page['verified_at'])}, agent {page['agent']}")
         console.print(f"  study {page['study']}\n  {page['location']}\n  hash {page['hash']}\n  follows "
                       f"{page['previous']}", soft_wrap=True)
         ways = [instance["proved_by"] for instance in page["instances"]]

@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 import re
 import sqlite3
+from collections.abc import Sequence
 
 from relay_agent.config import Config
-from relay_agent.ledger import Ledger, State, Stop, move, note
+from relay_agent.ledger import Ledger, State, Stop, move, note, set_apart
+from relay_agent.package import set_digest
 
 
 class Refused(Exception):
     """The shipment is not in a state for this; the message says what would be."""
 
 
-_OPEN = (State.GATHERING, State.COMPLETE, State.HELD, State.REVIEW)
+_OPEN = (State.GATHERING, State.COMPLETE, State.DEIDENTIFY, State.HELD, State.REVIEW)
 
 
 def _shipment(connection: sqlite3.Connection, shipment: int, *states: State) -> sqlite3.Row:
@@ -27,12 +29,13 @@ def _shipment(connection: sqlite3.Connection, shipment: int, *states: State) -> 
 
 
 def assign(config: Config, ledger: Ledger, shipment: int, actor: str, *, project: str | None = None,
-           subject: str | None = None, session: str | None = None, route: str | None = None) -> None:
+           subject: str | None = None, session: str | None = None, accession: str | None = None,
+           route: str | None = None) -> None:
     """Give a shipment labels or a route by hand; it is then routed again, and its supplements follow.
 
     Also one whose deliveries wait or have stopped: what of it lies in a prearchive under the old labels stays there.
     """
-    labels = {"project": project, "subject": subject, "session": session}
+    labels = {"project": project, "subject": subject, "session": session, "accession": accession}
     labels = {name: value for name, value in labels.items() if value is not None}
     for name, value in labels.items():
         if not re.fullmatch(r"[A-Za-z0-9_-]+", value or ""):
@@ -40,7 +43,8 @@ def assign(config: Config, ledger: Ledger, shipment: int, actor: str, *, project
     if route is not None and route not in {r.name for r in config.route}:
         raise Refused(f"there is no route {route}; the configuration has {', '.join(r.name for r in config.route)}")
     with ledger.write() as connection:
-        row = _shipment(connection, shipment, State.HELD, State.REVIEW, State.COMPLETE, State.READY)
+        row = _shipment(connection, shipment, State.HELD, State.REVIEW, State.COMPLETE, State.DEIDENTIFY,
+                        State.READY)
         for delivery in connection.execute("SELECT * FROM delivery WHERE shipment = ?", (shipment,)):
             if delivery["state"] not in (Stop.WAITING, Stop.STOPPED):
                 raise Refused(f"shipment {shipment} is {delivery['state']} at {delivery['destination']} under its "
@@ -75,12 +79,36 @@ def _wake_supplements(connection: sqlite3.Connection, row: sqlite3.Row, actor: s
         move(connection, other["id"], State.COMPLETE, f"follows shipment {row['id']}", actor=actor)
 
 
-def release(ledger: Ledger, shipment: int, actor: str) -> None:
-    """Let a shipment go that waits for review."""
+def release(ledger: Ledger, shipment: int, actor: str, digest: str | None = None) -> str:
+    """Approve a shipment that waits for review: exactly this set of instances, under these labels; its digest.
+
+    With the digest of what was looked at, a set that has changed since is refused.
+    """
     with ledger.write() as connection:
-        _shipment(connection, shipment, State.REVIEW)
-        connection.execute("UPDATE shipment SET released = 1 WHERE id = ?", (shipment,))
-        move(connection, shipment, State.COMPLETE, "released", actor=actor)
+        approved = set_digest(ledger, _shipment(connection, shipment, State.REVIEW))
+        if digest is not None and digest != approved:
+            raise Refused(f"shipment {shipment} has changed since {digest[:16]}… was looked at; look at it again")
+        connection.execute("UPDATE shipment SET approved = ? WHERE id = ?", (approved, shipment))
+        move(connection, shipment, State.COMPLETE, f"released, set {approved[:16]}…", actor=actor)
+        return approved
+
+
+def exclude(ledger: Ledger, shipment: int, series: Sequence[str], actor: str, reason: str) -> int:
+    """Set series apart that are not to go; the number of the rejected shipment that holds them now."""
+    with ledger.write() as connection:
+        row = _shipment(connection, shipment, State.REVIEW, State.HELD)
+        found = {part["series_uid"] for part in connection.execute(
+            "SELECT DISTINCT series_uid FROM instance WHERE shipment = ?", (shipment,))}
+        unknown = [uid for uid in series if uid not in found]
+        if unknown or len(found) == len(set(series)):
+            raise Refused(f"shipment {shipment} has no series {unknown[0]}; see relay-agent review show {shipment}"
+                          if unknown else "these are all its series; reject the shipment instead")
+        numbers = [part["id"] for part in connection.execute(
+            f"SELECT id FROM instance WHERE shipment = ? AND series_uid IN ({', '.join('?' * len(series))})",
+            (shipment, *series))]
+        apart = set_apart(connection, row["id"], numbers, reason, actor)
+        move(connection, shipment, State.COMPLETE, f"without {len(set(series))} series", actor=actor)
+        return apart
 
 
 def reject(ledger: Ledger, shipment: int, actor: str, reason: str) -> None:

@@ -6,15 +6,19 @@ import json
 import re
 import sqlite3
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from relay_agent import deidentify, dicom
 from relay_agent.config import XNAT, Config, Identify, Route
+from relay_agent.deidentify.recipe import Unusable, recipe_of
+from relay_agent.deidentify.work import is_made, recipe_for
 from relay_agent.dicom import NotDICOM
+from relay_agent.header import read_header
 from relay_agent.identify import Identity, identify, needed_tags
 from relay_agent.java_regex import RuleValueError
 from relay_agent.ledger import Ledger, State, Stop, move
+from relay_agent.package import set_digest
 from relay_agent.spool import Spool
 
 _LABELS = ("project", "subject", "session")
@@ -25,10 +29,12 @@ _NOBODY = Identity(None, None, None, None, {})
 class Decision:
     """What is to become of a complete session."""
 
-    state: State  # READY, REVIEW or HELD
+    state: State  # DEIDENTIFY, READY, REVIEW or HELD
     what: str
     identity: Identity
     route: Route | None = None
+    made: bool = True  # what goes on is what scripts made, not what was received
+    approved: str | None = None  # the digest of the set, when that is what a person approved
 
 
 def decide(config: Config, ledger: Ledger, spool: Spool, shipment: int) -> Decision:
@@ -72,12 +78,60 @@ def decide(config: Config, ledger: Ledger, spool: Spool, shipment: int) -> Decis
     lacking = [name for name in _LABELS if not getattr(found, name)]
     if lacking and any(isinstance(config.destination_named(name), XNAT) for name in route.destinations):
         return Decision(State.HELD, f"no {' and no '.join(lacking)} was found; assign it by hand", found, route)
-    obstacle = deidentify.why_not(route.scripts)
-    if obstacle:
-        return Decision(State.HELD, obstacle, found, route)
-    if route.review and not row["released"]:
-        return Decision(State.REVIEW, f"route {route.name} asks for review", found, route)
-    return Decision(State.READY, f"route {route.name} to {', '.join(route.destinations)}", found, route)
+    return _prepared(config, ledger, row, found, route)
+
+
+def _prepared(config: Config, ledger: Ledger, row: sqlite3.Row, found: Identity, route: Route) -> Decision:
+    """Whether a session that has its labels and its route may go: de-identified, and seen where that is wanted."""
+    try:
+        recipe = recipe_of(config, route, project=found.project, subject=found.subject, session=found.session,
+                           accession=row["accession"])
+    except Unusable as error:
+        return Decision(State.HELD, f"route {route.name}: {error}", found, route)
+    if recipe is not None and not is_made(ledger, row, recipe):
+        return Decision(State.DEIDENTIFY, f"by {recipe.names}", found, route)
+    digest = set_digest(ledger, {**dict(row), "project": found.project, "subject": found.subject,
+                                 "session": found.session, "route": route.name,
+                                 "recipe": row["recipe"] if recipe is not None else None})
+    if row["approved"] != digest:
+        why = _why_review(ledger, row["id"], route, recipe is not None, bool(row["approved"]))
+        if why:
+            return Decision(State.REVIEW, why, found, route, recipe is not None)
+    return Decision(State.READY, f"route {route.name} to {', '.join(route.destinations)}", found, route,
+                    recipe is not None, digest if row["approved"] == digest else None)
+
+
+def _why_review(ledger: Ledger, shipment: int, route: Route, made: bool, lapsed: bool) -> str:
+    """Why a person has to look at it first; empty when nobody has to."""
+    reasons = [f"route {route.name} asks for review"] if route.review else []
+    if made:
+        rows = ledger.all("SELECT risks, count(*) AS n FROM made WHERE shipment = ? AND risks <> '[]' GROUP BY risks",
+                          shipment)
+        counts: Counter[str] = Counter()
+        for row in rows:
+            counts.update({kind: row["n"] for kind in json.loads(row["risks"]) if kind not in route.pixel_risks})
+        reasons += [f"pixels may identify ({kind}: {counts[kind]} instances)" for kind in sorted(counts)]
+    if reasons and lapsed:
+        reasons.append("what was approved has changed since")
+    return "; ".join(reasons)
+
+
+class Lapsed(Exception):
+    """Scripts, labels or data are not any more what a decision was made on; the shipment has to be routed again."""
+
+
+def require_current(config: Config, ledger: Ledger, shipment: int) -> None:
+    """Raise :class:`Lapsed` unless what is about to be shipped is what the configuration would make now."""
+    row = ledger.one("SELECT * FROM shipment WHERE id = ?", shipment)
+    assert row is not None
+    try:
+        recipe = recipe_for(config, row)
+    except Unusable as error:
+        raise Lapsed(str(error)) from None
+    if (recipe is None) != (row["recipe"] is None) or (recipe is not None and not is_made(ledger, row, recipe)):
+        raise Lapsed("its scripts, labels or data have changed since it was de-identified")
+    if row["approved"] and row["approved"] != set_digest(ledger, row):
+        raise Lapsed("it is not what was approved")
 
 
 def apply(ledger: Ledger, shipment: int, decision: Decision) -> None:
@@ -89,9 +143,12 @@ def apply(ledger: Ledger, shipment: int, decision: Decision) -> None:
             "route = coalesce(?, route) WHERE id = ?",
             (identity.project, identity.subject, identity.session, identity.auto_archive, json.dumps(identity.sources),
              decision.route.name if decision.route else None, shipment))
+        if not decision.made:
+            connection.execute("UPDATE shipment SET recipe = NULL WHERE id = ?", (shipment,))
         move(connection, shipment, decision.state, decision.what,
              reason=decision.what if decision.state in (State.HELD, State.REVIEW) else None)
         if decision.state is State.READY and decision.route is not None:
+            connection.execute("UPDATE shipment SET approved = ? WHERE id = ?", (decision.approved, shipment))
             # Destinations of another route, from before it was routed again, are not to be waited for.
             names = decision.route.destinations
             connection.execute("DELETE FROM delivery WHERE shipment = ? AND state <> ? AND destination NOT IN "
@@ -128,7 +185,7 @@ def known_project(settings: Identify) -> Callable[[str], str | None] | None:
 
 def _values(spool: Spool, path: str, tags: frozenset[str]) -> dict[str, str]:
     try:
-        return dicom.read_header(spool.folder / path, tags)
+        return read_header(spool.folder / path, tags)
     except (NotDICOM, OSError):  # it was read before; what cannot be read now identifies nothing
         return {}
 

@@ -10,7 +10,6 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from pathlib import Path
 
 from relay_agent import package
 from relay_agent.config import Config, ConfigError
@@ -18,6 +17,7 @@ from relay_agent.destinations import Destination, Retry, Stopped, Waiting
 from relay_agent.destinations.factory import open_destination
 from relay_agent.ledger import Ledger, State, Stop, move, note
 from relay_agent.package import Damaged, Item, Manifest, TooLarge, parts
+from relay_agent.route import Lapsed, require_current
 from relay_agent.throttle import Closed
 from relay_agent.verify import verify
 
@@ -74,12 +74,16 @@ class Shipper:
             self._update(row, state=Stop.STOPPED, error=str(stopped), attempts=row["attempts"] + 1)
             with self._ledger.write() as connection:
                 note(connection, shipment, f"stopped at {self._name}: {stopped}")
-        except (Damaged, TooLarge) as error:
-            log.error("shipment held: %s", error, extra={"shipment": shipment})
-            if isinstance(error, Damaged):
-                self._set_aside(error.path)
+        except Lapsed as lapsed:
+            log.warning("routed again: %s", lapsed, extra={"shipment": shipment})
             with self._ledger.write() as connection:
-                move(connection, shipment, State.HELD, str(error), reason=str(error))
+                connection.execute("DELETE FROM delivery WHERE shipment = ? AND state <> ?", (shipment, Stop.VERIFIED))
+                move(connection, shipment, State.COMPLETE, str(lapsed))
+        except (Damaged, TooLarge) as error:
+            why = self._set_aside(error) if isinstance(error, Damaged) else str(error)
+            log.error("shipment held: %s", why, extra={"shipment": shipment})
+            with self._ledger.write() as connection:
+                move(connection, shipment, State.HELD, why, reason=why)
         except (Retry, ConfigError) as error:
             return self._fail(row, error)
         else:
@@ -99,13 +103,15 @@ class Shipper:
             State.REJECTED)
 
     def _deliver(self, row: sqlite3.Row) -> None:
+        if not row["sent"] and row["location"] is None:  # what has begun is ended as it was approved
+            require_current(self._config, self._ledger, row["shipment"])
         fresh = self._ledger.value("SELECT 1 FROM instance WHERE shipment = ? AND sent_md5 IS NULL", row["shipment"])
-        manifest = package.manifest(self._ledger, self._config.spool, row["shipment"])
+        manifest = package.manifest(self._config, self._ledger, row["shipment"])
         if not manifest.items:
             raise Stopped("nothing is left in this shipment")
         answers: list[str] = []
         lacking = self.there.missing(manifest, row["location"])
-        if not fresh:  # the digests are of an earlier attempt, or of another destination's
+        if not fresh or manifest.recipe:  # the digests were not taken just now
             package.require_intact(lacking)
         for _ in range(_ROUNDS):
             if not lacking:
@@ -146,12 +152,22 @@ class Shipper:
             raise failure
         return answers
 
-    def _set_aside(self, path: Path) -> None:
-        """Keep what is left of a damaged file elsewhere: at its place it would pass for the copy that is sent again."""
+    def _set_aside(self, error: Damaged) -> str:
+        """Keep what is left of a damaged file elsewhere: at its place it would pass for the copy that is sent again.
+
+        What de-identification made can be made again. What a person should know.
+        """
+        path = error.path
+        if path.is_relative_to(self._config.deidentified):
+            with self._ledger.write() as connection:
+                connection.execute("DELETE FROM made WHERE instance = ?", (error.instance,))
+            return (f"what was made of instance {error.instance} is damaged or missing; look after the disk, then "
+                    "'retry' makes it again")
         folder = self._config.data / "damaged"
         folder.mkdir(exist_ok=True)
         with contextlib.suppress(FileNotFoundError):
             path.replace(folder / path.name)
+        return str(error)
 
     def _progress(self, row: sqlite3.Row, part: Sequence[Item]) -> None:
         with self._ledger.write() as connection:

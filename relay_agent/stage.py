@@ -25,6 +25,7 @@ from relay_agent import dicom
 from relay_agent.book import Arrival, record
 from relay_agent.config import Config
 from relay_agent.dicom import NotDICOM
+from relay_agent.header import read_header
 from relay_agent.ledger import Ledger, State, move, note
 from relay_agent.spool import Spool
 
@@ -203,7 +204,7 @@ class Stager:
 
     def _header(self, row: sqlite3.Row) -> dict[str, str] | str:
         try:
-            header = dicom.read_header(self._spool.folder / row["path"])
+            header = read_header(self._spool.folder / row["path"])
         except NotDICOM as error:
             return str(error)
         except OSError as error:

@@ -11,6 +11,7 @@ from relay_agent import alert
 from relay_agent.book import missing_files, reconcile
 from relay_agent.commitment import report_due
 from relay_agent.config import Config
+from relay_agent.deidentify.work import Deidentifier
 from relay_agent.ledger import Ledger, State, note, recount
 from relay_agent.purge import purge
 from relay_agent.route import apply, decide
@@ -38,13 +39,14 @@ class Worker:
         self._stop = threading.Event()
         self._work = {d.name: threading.Event() for d in config.destination}
         self._shippers = [Shipper(config, self._ledger, d.name, self._stop) for d in config.destination]
+        self._deidentifier = Deidentifier(config, self._ledger, self._stop)
         self._missing = self._miscounted = 0
         self._mailer = alert.Mailer(config.alert) if config.alert else None
 
     def stop(self, *_: object) -> None:
         """End after the step that is under way."""
         self._stop.set()
-        for event in self._work.values():
+        for event in (*self._work.values(), self._deidentifier.work):
             event.set()
 
     def run(self) -> int:
@@ -52,11 +54,12 @@ class Worker:
         reconcile(self._ledger, self._spool, self._config, settled=_SETTLED)
         threads = [threading.Thread(target=s.run, args=(self._work[d.name],), name=f"ship-{d.name}", daemon=True)
                    for s, d in zip(self._shippers, self._config.destination, strict=True)]
+        threads.append(threading.Thread(target=self._deidentifier.run, name="deidentify", daemon=True))
         threads.append(threading.Thread(target=self._watch, name="alerts", daemon=True))
         for thread in threads:
             thread.start()
         chores = [_Chore(_AUDIT, self._audit), _Chore(60.0, self._look_for_strays),
-                  _Chore(10.0, lambda: purge(self._ledger, self._spool, self._config.purge.retention)),
+                  _Chore(10.0, self._purge),
                   _Chore(5.0, lambda: report_due(self._config, self._ledger, self._spool)),
                   _Chore(60.0, self._ledger.settle)]
         with self._ledger.write() as connection:
@@ -84,7 +87,7 @@ class Worker:
             log.info("%s: %s", decision.state, decision.what, extra={"shipment": row["id"]})
             moved += 1
         if moved:
-            for event in self._work.values():
+            for event in (*self._work.values(), self._deidentifier.work):
                 event.set()
         return moved
 
@@ -95,6 +98,9 @@ class Worker:
             log.exception("a step failed and is done again")
             self._stop.wait(5)
             return 0
+
+    def _purge(self) -> int:
+        return purge(self._ledger, self._spool, self._config.deidentified, self._config.purge.retention)
 
     def _look_for_strays(self) -> None:
         reconcile(self._ledger, self._spool, self._config, since=time.time() - 7200, settled=_SETTLED)

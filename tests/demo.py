@@ -14,7 +14,8 @@ from pydicom.dataset import Dataset
 from rich.progress import Progress
 
 from relay_agent import report
-from relay_agent.dicom import NotDICOM, read_header
+from relay_agent.dicom import NotDICOM
+from relay_agent.header import read_header
 from tests import data
 from tests.central import Central
 from tests.harness import PROJECT, SECRET, Agent, send, wait_for, xnat

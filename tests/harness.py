@@ -99,7 +99,7 @@ class Agent:
 
     def cli(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run a command of the console script."""
-        command = [sys.executable, "-m", "relay_agent", arguments[0], "--config", str(self.file), *arguments[1:]]
+        command = [sys.executable, "-m", "relay_agent", *arguments, "--config", str(self.file)]
         return subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=120, check=False)
 
     def json(self, *arguments: str) -> Any:

@@ -1,17 +1,6 @@
-"""De-identify: where a route's anonymisation scripts run.
+"""De-identify: runs the scripts that a route names over a shipment, before anybody looks at it and before it leaves.
 
-This release has no engine yet. The step stands in the path all the same and fails closed: a shipment whose route
-names a script is held, never shipped as it is.
+The result lies beside the spool, in ``data/deidentified/<shipment>/``, until the shipment is purged: what a person
+approved and what is shipped are the same files. Everything that cannot be done exactly as the scripts say holds the
+shipment, with the script, the place in it, the tag and the reason, never the value.
 """
-
-from __future__ import annotations
-
-from collections.abc import Sequence
-
-
-def why_not(scripts: Sequence[str]) -> str | None:
-    """Why these scripts cannot run, or None when there is nothing to run."""
-    if not scripts:
-        return None
-    return (f"the script {scripts[0]} cannot run: this release has no anonymisation engine. "
-            "Nothing is shipped without it; remove it from the route only if the project needs no de-identification")

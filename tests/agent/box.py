@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 
+from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.uid import ExplicitVRLittleEndian
 
@@ -97,4 +98,4 @@ def stored(name: str, size: int = 1000) -> Stored:
 
 def parsed(data: bytes) -> Dataset:
     """A file from its bytes."""
-    return dicom.dcmread(BytesIO(data))
+    return dcmread(BytesIO(data))

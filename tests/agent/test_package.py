@@ -195,7 +195,7 @@ def session(box: Box) -> Box:
 
 
 def test_a_manifest_has_every_instance_with_the_digests_of_its_file(session: Box) -> None:
-    found = manifest(session.ledger, session.spool.folder, 1)
+    found = manifest(session.config, session.ledger, 1)
     assert sorted(entry.sop_instance for entry in found.items) == ["1.0", "1.1", "1.2", "1.3"]
     for entry in found.items:
         data = entry.path.read_bytes()
@@ -204,14 +204,14 @@ def test_a_manifest_has_every_instance_with_the_digests_of_its_file(session: Box
         assert parsed(data).SOPInstanceUID == entry.sop_instance and not entry.replaces
     assert found.size == sum(entry.size for entry in found.items)
     with pytest.raises(KeyError):
-        manifest(session.ledger, session.spool.folder, 2)
+        manifest(session.config, session.ledger, 2)
 
 
 def test_digests_are_taken_once(session: Box) -> None:
-    first = manifest(session.ledger, session.spool.folder, 1)
+    first = manifest(session.config, session.ledger, 1)
     for entry in first.items:
         entry.path.unlink()
-    assert manifest(session.ledger, session.spool.folder, 1) == first
+    assert manifest(session.config, session.ledger, 1) == first
 
 
 @settings(max_examples=25, deadline=None)
@@ -227,9 +227,9 @@ def test_a_flipped_bit_anywhere_in_the_data_set_is_noticed(
     position, bit = data.draw(st.integers(start, len(whole) - 1)), data.draw(st.integers(0, 7))
     path.write_bytes(whole[:position] + bytes((whole[position] ^ 1 << bit,)) + whole[position + 1:])
     with pytest.raises(Damaged, match="instance 1"):
-        manifest(box.ledger, box.spool.folder, 1)
+        manifest(box.config, box.ledger, 1)
     path.write_bytes(whole)
-    assert manifest(box.ledger, box.spool.folder, 1).items[0].sha256 == hashlib.sha256(whole).hexdigest()
+    assert manifest(box.config, box.ledger, 1).items[0].sha256 == hashlib.sha256(whole).hexdigest()
 
 
 @pytest.mark.parametrize("change", [lambda data: data[:-1], lambda data: data + b"\0", lambda data: b"",
@@ -238,11 +238,11 @@ def test_a_file_that_was_cut_or_grew_is_damaged(session: Box, change: object) ->
     path = session.spool.folder / session.ledger.value("SELECT path FROM instance WHERE id = 3")
     path.write_bytes(change(path.read_bytes()))  # type: ignore[operator]
     with pytest.raises(Damaged, match="instance 3"):
-        manifest(session.ledger, session.spool.folder, 1)
+        manifest(session.config, session.ledger, 1)
 
 
 def test_a_file_that_changed_since_its_digests_were_taken_is_damaged(session: Box) -> None:
-    items = manifest(session.ledger, session.spool.folder, 1).items
+    items = manifest(session.config, session.ledger, 1).items
     require_intact(items)
     whole = items[1].path.read_bytes()
     items[1].path.write_bytes(b"x" + whole[1:])  # the preamble: no data set digest covers it
@@ -253,7 +253,7 @@ def test_a_file_that_changed_since_its_digests_were_taken_is_damaged(session: Bo
 def test_a_newer_version_is_marked(session: Box) -> None:
     session.receive(Image(sop="1.0", series="2.0", version=1))
     sort_all(session)
-    assert [entry.replaces for entry in manifest(session.ledger, session.spool.folder, 2).items] == [True]
+    assert [entry.replaces for entry in manifest(session.config, session.ledger, 2).items] == [True]
 
 
 def test_content_is_what_a_servers_script_leaves_alone(tmp_path: Path) -> None:

@@ -36,22 +36,22 @@ def files(box: Box) -> int:
 
 def test_only_delivered_shipments_past_their_retention_are_purged(filled: Box) -> None:
     now = time.time()
-    assert purge(filled.ledger, filled.spool, 7 * DAY, now + 7 * DAY - 60) == 0
+    assert purge(filled.ledger, filled.spool, filled.config.deidentified, 7 * DAY, now + 7 * DAY - 60) == 0
     assert files(filled) == 2 * len(State)
     before = balance(filled.ledger)
-    assert purge(filled.ledger, filled.spool, 7 * DAY, now + 7 * DAY + 60) == 1
+    assert purge(filled.ledger, filled.spool, filled.config.deidentified, 7 * DAY, now + 7 * DAY + 60) == 1
     assert filled.state(DELIVERED) == State.PURGED and balance(filled.ledger) == before
     here = {path for path, _ in filled.spool.files()}
     for row in filled.ledger.all("SELECT path, shipment, purged FROM instance"):
         assert (row["path"] in here) == (row["shipment"] != DELIVERED) == (row["purged"] is None)
     assert missing_files(filled.ledger, filled.spool) == []
-    assert purge(filled.ledger, filled.spool, 7 * DAY, now + 8 * DAY) == 0
+    assert purge(filled.ledger, filled.spool, filled.config.deidentified, 7 * DAY, now + 8 * DAY) == 0
 
 
 @pytest.mark.parametrize("state", [state for state in State if state not in (State.DELIVERED, State.PURGED)])
 def test_nothing_else_is_ever_purged(filled: Box, state: State) -> None:
     filled.move(DELIVERED, state)
-    assert purge(filled.ledger, filled.spool, 0, time.time() + 1000 * DAY) == 0
+    assert purge(filled.ledger, filled.spool, filled.config.deidentified, 0, time.time() + 1000 * DAY) == 0
     assert files(filled) == 2 * len(State)
 
 
@@ -74,12 +74,12 @@ class Cut(Spool):
 def test_a_crash_in_between_is_made_good_by_the_next_round(filled: Box, after: int) -> None:
     now = time.time() + 8 * DAY
     with pytest.raises(SystemExit):
-        purge(filled.ledger, Cut(filled.spool, after), 7 * DAY, now)
+        purge(filled.ledger, Cut(filled.spool, after), filled.config.deidentified, 7 * DAY, now)
     assert filled.state(DELIVERED) == State.DELIVERED
     # Nothing that a restart does brings the files back or asks for them.
     assert reconcile(filled.ledger, filled.spool, filled.config) == 0
     assert safety(filled.ledger, filled.spool, "RELAY", [(MR, f"9.{DELIVERED}.1")]) == [0]
-    assert purge(filled.ledger, filled.spool, 7 * DAY, now) == 1
+    assert purge(filled.ledger, filled.spool, filled.config.deidentified, 7 * DAY, now) == 1
     assert filled.state(DELIVERED) == State.PURGED and missing_files(filled.ledger, filled.spool) == []
     assert files(filled) == 2 * len(State) - 2
 
@@ -88,7 +88,7 @@ def test_a_clock_that_was_wrong_does_not_purge_early(filled: Box) -> None:
     """What was delivered while the clock was ahead waits longer, never shorter."""
     with filled.ledger.write() as connection:
         connection.execute("UPDATE shipment SET changed = ? WHERE id = ?", (time.time() + 365 * DAY, DELIVERED))
-    assert purge(filled.ledger, filled.spool, 7 * DAY) == 0
+    assert purge(filled.ledger, filled.spool, filled.config.deidentified, 7 * DAY) == 0
 
 
 def test_many_shipments_are_purged_in_rounds(box: Box) -> None:
@@ -97,5 +97,5 @@ def test_many_shipments_are_purged_in_rounds(box: Box) -> None:
     sort_all(box)
     for number in range(25):
         box.move(number + 1, State.DELIVERED)
-    assert [purge(box.ledger, box.spool, 0) for _ in range(3)] == [20, 5, 0]
+    assert [purge(box.ledger, box.spool, box.config.deidentified, 0) for _ in range(3)] == [20, 5, 0]
     assert files(box) == 0 and not (box.spool.folder / "RELAY" / "x").exists()

@@ -32,7 +32,7 @@ def deliver(box: Box, shipment: int, destination: str = "central", lacking: int 
         connection.execute("INSERT OR IGNORE INTO delivery (shipment, destination, state, changed) VALUES (?, ?, ?, 0)",
                            (shipment, destination, Stop.WAITING))
     box.move(shipment, State.READY)
-    found = manifest(box.ledger, box.spool.folder, shipment)
+    found = manifest(box.config, box.ledger, shipment)
     verify(box.config, box.ledger, Proving(lacking), destination, found,  # type: ignore[arg-type]
            "/archive/1", ["200 OK"], 2)
 
@@ -137,7 +137,7 @@ def test_a_shipment_that_changed_meanwhile_gets_no_receipt(box: Box, statement: 
     box.receive(Image(sop="1.1"), Image(sop="1.2"))
     sort_all(box)
     box.move(1, State.READY)
-    found = manifest(box.ledger, box.spool.folder, 1)
+    found = manifest(box.config, box.ledger, 1)
     box.receive(Image(sop="1.3"))
     change(box, statement)
     with pytest.raises(Retry, match="changed while it was delivered"):

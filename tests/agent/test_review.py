@@ -20,9 +20,11 @@ ACTIONS: dict[str, Callable[[Box, int], None]] = {
 }
 # Where an action brings a shipment; in all other states it is refused.
 ALLOWED = {
-    "assign": dict.fromkeys((State.COMPLETE, State.HELD, State.REVIEW, State.READY), State.COMPLETE),
+    "assign": dict.fromkeys((State.COMPLETE, State.DEIDENTIFY, State.HELD, State.REVIEW, State.READY),
+                            State.COMPLETE),
     "release": {State.REVIEW: State.COMPLETE},
-    "reject": dict.fromkeys((State.GATHERING, State.COMPLETE, State.HELD, State.REVIEW, State.READY), State.REJECTED),
+    "reject": dict.fromkeys((State.GATHERING, State.COMPLETE, State.DEIDENTIFY, State.HELD, State.REVIEW, State.READY),
+                            State.REJECTED),
     "retry": {State.HELD: State.COMPLETE, State.REJECTED: State.COMPLETE, State.READY: State.READY},
 }
 

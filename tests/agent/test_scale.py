@@ -125,7 +125,7 @@ ACTIONS: dict[str, Callable[[Box], object]] = {
     "storage commitment": lambda box: safety(box.ledger, box.spool, "RELAY",
                                              [(MR, f"2.25.{n}.{n}") for n in range(100)]),
     "alerts": tell,
-    "purge": lambda box: purge.purge(box.ledger, box.spool, 1.0),
+    "purge": lambda box: purge.purge(box.ledger, box.spool, box.config.deidentified, 1.0),
     "list": lambda box: (report.shipments(box.ledger, None, 100), report.quarantined(box.ledger, 100)),
 }
 
@@ -135,10 +135,10 @@ def one_shipment(box: Box) -> None:
     with box.ledger.write() as connection:
         connection.execute("UPDATE instance SET sent_md5 = x'00', sent_sha256 = x'00', sent_size = 1 "
                            "WHERE shipment = 1")
-    assert report.shipment(box.ledger, 1) and package.manifest(box.ledger, box.spool.folder, 1).items
+    assert report.shipment(box.ledger, 1) and package.manifest(box.config, box.ledger, 1).items
     route.decide(box.config, box.ledger, box.spool, 1)
     box.move(1, State.DELIVERED)
-    assert purge.purge(box.ledger, box.spool, -1.0) == 1
+    assert purge.purge(box.ledger, box.spool, box.config.deidentified, -1.0) == 1
 
 
 # Passes over as many instances as are new, in quarantine or in conflict, and the look at the newest one.

@@ -200,7 +200,7 @@ class Box(Agent):
 
     def all_here(self, images: Sequence[Dataset]) -> None:
         """Nothing was purged, nor would be: every image is in the spool as it came, and the ledger balances."""
-        assert purge(self.ledger, Spool(self.config.spool, 0), retention=0.0) == 0
+        assert purge(self.ledger, Spool(self.config.spool, 0), self.config.deidentified, retention=0.0) == 0
         self.kept(images)
 
     def kept(self, images: Sequence[Dataset]) -> None:

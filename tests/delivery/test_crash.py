@@ -135,7 +135,7 @@ def test_kills_at_random_points(tmp_path: Path) -> None:
             # What is proved is purged, and what the crashes left over goes when the receiver starts again.
             box.stop(kill=True)
             spool = Spool(box.config.spool, 0)
-            while purge(ledger, spool, retention=0.0):
+            while purge(ledger, spool, box.config.deidentified, retention=0.0):
                 pass
             box.start("receive")
             assert [path for path, _ in spool.files()] == []

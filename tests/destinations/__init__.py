@@ -12,6 +12,7 @@ from pydicom.data import get_testdata_file
 from pydicom.dataset import Dataset
 
 from relay_agent import dicom
+from relay_agent.header import read_header
 from relay_agent.package import Item, Manifest
 from relay_agent.throttle import Throttle
 from tests import data
@@ -27,7 +28,7 @@ def shipment(folder: Path, files: Iterable[Path], **changes: Any) -> Manifest:
     folder.mkdir(parents=True, exist_ok=True)
     items, study = [], ""
     for number, file in enumerate(files, 1):
-        meta, header = dicom.read_meta(file), dicom.read_header(file)
+        meta, header = dicom.read_meta(file), read_header(file)
         content = dicom.file_header(meta.sop_class, header[dicom.SOP], meta.transfer_syntax, "MR1", "RELAY") \
             + file.read_bytes()[meta.offset:]
         path = folder / f"{number}.dcm"

@@ -1,0 +1,135 @@
+"""``relay-agent deidentify`` and ``relay-agent script``: for authors of scripts, without a box or a configuration."""
+
+from __future__ import annotations
+
+import argparse
+import secrets
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from relay_agent import report
+from relay_agent.console import DONE, FINDINGS, commands_of, print_json
+from relay_agent.dataset import Broken
+from relay_agent.deidentify import residue, tools
+from relay_agent.deidentify.make import context
+from relay_agent.deidentify.recipe import Recipe, Step, Unusable, load, parse, read_step
+from relay_agent.deidentify.script import Failed, Rejected, ScriptError
+from relay_agent.instance import File
+
+REJECTED, ERROR = 3, 4
+_TRIAL_KEY = b"relay-agent: trial runs of scripts, not a secret"
+
+
+def add(commands: Any) -> None:
+    """Add the commands to the parser."""
+    command = commands_of(commands, configured=False)
+    sub = command("deidentify", _deidentify, "run scripts over a file or a folder, as the relay would; UIDs are mapped "
+                  "with a trial key. Exit status: 0 done, 3 rejected by the script, 4 error, nothing written",
+                  "deidentify --script site.das --script p1.das --project P1 --subject S1 --session S1_MR1 in/ out/")
+    sub.add_argument("--script", action="append", nargs="+", required=True, metavar="FILE",
+                     help='scripts, in order: DicomEdit 6, CTP, or "ps3.15 …" for the DICOM profile')
+    sub.add_argument("--lookup", type=Path, metavar="FILE", help="lookup table of the scripts")
+    for label in ("project", "subject", "session"):
+        sub.add_argument(f"--{label}", default="", metavar="LABEL", help=f"the variable {label}")
+    sub.add_argument("--strict", action="store_true", help="as in the relay: identifiers that are left are an error")
+    sub.add_argument("paths", nargs="*", type=Path, metavar="IN OUT", help="a file or folder, and where the result goes")
+    script = commands.add_parser("script", help="tools for authors of scripts: check, diff, coverage",
+                                 description="Tools for authors of anonymisation scripts.",
+                                 epilog="example:\n  relay-agent script check site.das",
+                                 formatter_class=argparse.RawDescriptionHelpFormatter)
+    command = commands_of(script.add_subparsers(required=True, metavar="COMMAND"), "script ", configured=False)
+    sub = command("check", _check, "parse scripts and say what their author should know", "check site.das", prints=True)
+    sub.add_argument("file", nargs="+")
+    sub.add_argument("--lookup", type=Path, metavar="FILE", help="lookup table of the scripts")
+    sub = command("diff", _diff, "what changed from one file to another, tag by tag", "diff in.dcm out.dcm", prints=True)
+    sub.add_argument("before", type=Path, metavar="IN")
+    sub.add_argument("after", type=Path, metavar="OUT")
+    sub = command("coverage", _coverage, "which identifying attributes of PS3.15, and which identifiers of the data, "
+                  "would survive scripts on a folder of samples", "coverage site.das p1.das --data samples/", prints=True)
+    sub.add_argument("file", nargs="+")
+    sub.add_argument("--data", type=Path, required=True, metavar="FOLDER", help="sample files")
+    sub.add_argument("--lookup", type=Path, metavar="FILE", help="lookup table of the scripts")
+
+
+def _deidentify(options: argparse.Namespace) -> int:
+    scripts = [name for names in options.script for name in names]
+    paths = list(options.paths)
+    while len(paths) < 2 and len(scripts) > 1:  # "--script FILE… IN OUT": the list took what follows it
+        paths.insert(0, Path(scripts.pop()))
+    if len(paths) != 2:
+        return _error("say which file or folder goes in, and where the result goes: IN OUT")
+    source, target = paths
+    try:
+        steps = tuple(read_step(name, options.lookup) for name in scripts)
+        for step in steps:
+            load(step)
+    except Unusable as error:
+        return _error(str(error))
+    recipe = Recipe(steps, (), options.project, options.subject, options.session, (), ())
+    if not source.exists():
+        return _error(f"{source} is not there")
+    if source.resolve() == target.resolve():
+        return _error("the result cannot go where the data come from")
+    folder = source.is_dir()
+    work = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
+    try:
+        rejected = 0
+        for file in sorted(path for path in source.rglob("*") if path.is_file()) if folder else [source]:
+            result = work / file.relative_to(source) if folder else work
+            result.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                _one(recipe, file, result, options)
+            except Rejected as error:
+                rejected += 1
+                print(f"{file}: {error}", file=sys.stderr)
+        if folder:
+            _merge(work, target)
+        elif work.exists():
+            work.replace(target)
+        return REJECTED if rejected else DONE
+    except (Failed, Broken) as error:
+        return _error(f"{file}: {error}")
+    except OSError as error:
+        return _error(f"{error.filename}: {error.strerror}")
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+        work.unlink(missing_ok=True)
+
+
+def _one(recipe: Recipe, source: Path, target: Path, options: argparse.Namespace) -> None:
+    file = File.read(source)
+    identifiers = residue.identifiers(file.dataset)
+    told = context(recipe, _TRIAL_KEY, datetime.now(), _numbers())
+    for step in recipe.steps:
+        load(step).apply(file, told)
+    left = residue.search(file.dataset, identifiers, (), (recipe.project, recipe.subject, recipe.session))
+    if left and options.strict:
+        raise Failed(f"{left[0].path} still holds {left[0].what}")
+    if left:
+        print(f"{source}: the relay would hold this: {left[0].path} still holds {left[0].what}"
+              + (f", and {len(left) - 1} more" if len(left) > 1 else ""), file=sys.stderr)
+    file.write(target)
+
+
+def _merge(work: Path, target: Path) -> None:
+    for path in sorted(work.rglob("*")):
+        if path.is_file():
+            result = target / path.relative_to(work)
+            result.parent.mkdir(parents=True, exist_ok=True)
+            path.replace(result)
+
+
+def _error(text: str) -> int:
+    print(text, file=sys.stderr)
+    return ERROR
+
+
+def _check(options): ...
+def _diff(options): ...
+def _coverage(options): ...
+def _numbers(): ...

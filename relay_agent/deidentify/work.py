@@ -1,0 +1,201 @@
+"""The de-identifying thread of the worker: takes shipments one by one, gives their instances to child processes."""
+
+from __future__ import annotations
+
+import json
+import logging
+import multiprocessing
+import os
+import secrets
+import shutil
+import sqlite3
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from datetime import datetime
+
+from relay_agent.config import Config, secret
+from relay_agent.deidentify.make import Made, Refusal, Task, make_all
+from relay_agent.deidentify.recipe import Recipe, Unusable, recipe_of
+from relay_agent.journal import sync_file_system
+from relay_agent.ledger import Ledger, State, move, note, set_apart
+
+log = logging.getLogger(__name__)
+
+_BATCH = 32  # instances that a child process takes at once; what a stopped worker has to do again at most
+
+
+def recipe_for(config: Config, row: sqlite3.Row) -> Recipe | None:
+    """The recipe that the configuration has now for a shipment of the ledger. Raises :class:`Unusable`."""
+    route = next((route for route in config.route if route.name == row["route"]), None)
+    if route is None:
+        return None
+    return recipe_of(config, route, project=row["project"], subject=row["subject"], session=row["session"],
+                     accession=row["accession"])
+
+
+def is_made(ledger: Ledger, row: sqlite3.Row, recipe: Recipe) -> bool:
+    """Whether every instance of a shipment has been made by this recipe."""
+    return bool(row["recipe"] == recipe.hash and not ledger.value(
+        "SELECT count(*) FROM instance i WHERE i.shipment = ? AND NOT EXISTS "
+        "(SELECT 1 FROM made m WHERE m.instance = i.id AND m.shipment = i.shipment)", row["id"]))
+
+
+def box_key(config: Config, ledger: Ledger) -> bytes:
+    """The key of all mappings: from the credential that the configuration names, or made once for this box."""
+    if config.deidentify.key:
+        return ":".join(secret(config.deidentify.key)).encode()
+    with ledger.write() as connection:
+        connection.execute("INSERT OR IGNORE INTO secret VALUES ('key', ?)", (secrets.token_bytes(32),))
+        return bytes(connection.execute("SELECT value FROM secret WHERE name = 'key'").fetchone()["value"])
+
+
+def forget(config: Config, connection: sqlite3.Connection, shipment: int) -> None:
+    """Delete what was made of a shipment, files first."""
+    shutil.rmtree(config.deidentified / str(shipment), ignore_errors=True)
+    connection.execute("DELETE FROM made WHERE shipment = ?", (shipment,))
+    connection.execute("UPDATE shipment SET recipe = NULL WHERE id = ?", (shipment,))
+
+
+class Deidentifier:
+    """Works on one shipment at a time, with a process for each core; run() in a thread of its own."""
+
+    def __init__(self, config: Config, ledger: Ledger, stop: threading.Event) -> None:
+        self._config = config
+        self._ledger = ledger
+        self._stop = stop
+        self._processes = config.deidentify.processes or os.cpu_count() or 1
+        self._pool: ProcessPoolExecutor | None = None
+        self.work = threading.Event()
+
+    def run(self) -> None:
+        """De-identify what is due until told to stop; ``work`` wakes it early."""
+        # What a power cut left of files is not known before they were synced: what was under way is made anew.
+        with self._ledger.write() as connection:
+            connection.execute("DELETE FROM made WHERE shipment IN (SELECT id FROM shipment WHERE state = ?)",
+                               (State.DEIDENTIFY,))
+        while not self._stop.is_set():
+            try:
+                if self.step():
+                    continue
+            except Exception:  # a full disk, a locked ledger: nothing is lost, it is done again
+                log.exception("de-identifying failed and is done again")
+                self._stop.wait(10)
+            self.work.wait(1.0)
+            self.work.clear()
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+
+    def step(self) -> bool:
+        """Work on the oldest shipment that is due; whether there was one."""
+        row = self._ledger.one("SELECT * FROM shipment WHERE state = ? ORDER BY id LIMIT 1", State.DEIDENTIFY)
+        if row is None:
+            return False
+        try:
+            recipe = recipe_for(self._config, row)
+        except Unusable as error:
+            self._end(row, State.HELD, str(error))
+            return True
+        if recipe is None:
+            self._end(row, State.COMPLETE, "nothing to de-identify")
+            return True
+        try:
+            refusals = self._make(row, recipe)
+        except BrokenProcessPool:
+            self._pool = None
+            self._end(row, State.HELD, "a process ended abnormally over one of the instances; see the system's "
+                      "journal, then 'retry'")
+            return True
+        if self._stop.is_set():
+            return True
+        self._judge(row, recipe, refusals)
+        return True
+
+    def _make(self, row: sqlite3.Row, recipe: Recipe) -> list[Refusal]:
+        """Make what is not made yet; what was refused."""
+        folder = self._config.deidentified / str(row["id"])
+        if row["recipe"] != recipe.hash:
+            with self._ledger.write() as connection:
+                forget(self._config, connection, row["id"])
+                connection.execute("UPDATE shipment SET recipe = ? WHERE id = ?", (recipe.hash, row["id"]))
+        folder.mkdir(parents=True, exist_ok=True)
+        rows = self._ledger.all("SELECT id, digest, path FROM instance i WHERE shipment = ? AND NOT EXISTS "
+                                "(SELECT 1 FROM made m WHERE m.instance = i.id AND m.shipment = i.shipment) "
+                                "ORDER BY id", row["id"])
+        tasks = [Task(part["id"], part["digest"], self._config.spool / part["path"], folder / f"{part['id']}.dcm")
+                 for part in rows]
+        if self._pool is None:  # spawned: a fork would copy the locks of the worker's threads
+            self._pool = ProcessPoolExecutor(self._processes, multiprocessing.get_context("spawn"))
+        size = max(min(_BATCH, len(tasks) // self._processes), 1)
+        key, now = box_key(self._config, self._ledger), datetime.fromtimestamp(row["opened"])
+        pending = [self._pool.submit(make_all, recipe, key, self._ledger.path, now, tasks[start:start + size])
+                   for start in range(0, len(tasks), size)]
+        refusals: list[Refusal] = []
+        for future in pending:
+            if self._stop.is_set() or any(not refusal.rejected for refusal in refusals):
+                future.cancel()
+                continue
+            results = future.result()
+            refusals += [result for result in results if isinstance(result, Refusal)]
+            self._keep(row["id"], [result for result in results if isinstance(result, Made)])
+        sync_file_system(folder)
+        return refusals
+
+    def _keep(self, shipment: int, results: Sequence[Made]) -> None:
+        with self._ledger.write() as connection:
+            connection.executemany(
+                "INSERT OR REPLACE INTO made VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                [(made.instance, shipment, str(made.path.relative_to(self._config.data)), made.study_uid,
+                  made.series_uid, made.sop_instance, made.sop_class, made.series_number, made.instance_number,
+                  made.transfer_syntax, made.md5, made.sha256, made.size, json.dumps(made.risks)) for made in results])
+
+    def _judge(self, row: sqlite3.Row, recipe: Recipe, refusals: Sequence[Refusal]) -> None:
+        """Bring the shipment on: complete again, held, or without what the scripts rejected."""
+        failed = next((refusal for refusal in refusals if not refusal.rejected), None)
+        if failed is not None:
+            hint = "Keep the scanner's copy, look after the disk, send the session again" if failed.damaged else (
+                "Mend the script or the data")
+            self._end(row, State.HELD, f"instance {failed.instance}: {failed.why}. {hint}, then 'retry'")
+            return
+        if len(refusals) == row["instances"]:
+            self._end(row, State.REJECTED, f"all of it: {refusals[0].why}")
+            return
+        if refusals:
+            with self._ledger.write() as connection:
+                set_apart(connection, row["id"], [refusal.instance for refusal in refusals],
+                          f"{len(refusals)} instances: {refusals[0].why}")
+        odd = self._oddity(row["id"])
+        if odd:
+            self._end(row, State.HELD, odd)
+            return
+        count = row["instances"] - len(refusals)
+        self._end(row, State.COMPLETE, f"de-identified {count} instances by {recipe.names}")
+
+    def _oddity(self, shipment: int) -> str:
+        """What makes a set that cannot be delivered, though each instance by itself could."""
+        studies, names = self._ledger.all(
+            "SELECT count(DISTINCT study_uid), count(DISTINCT sop_instance) FROM made WHERE shipment = ?", shipment)[0]
+        lacking = self._ledger.value("SELECT count(*) FROM made WHERE shipment = ? AND '' IN (study_uid, series_uid, "
+                                     "sop_instance, sop_class)", shipment)
+        if lacking:
+            return (f"the scripts leave {lacking} instances without Study, Series, SOP Instance or SOP Class UID; map "
+                    "these UIDs, do not delete them")
+        if studies > 1:
+            return f"the scripts make {studies} studies of one; map Study Instance UID by its old value"
+        received = self._ledger.value("SELECT count(DISTINCT sop_instance) FROM instance WHERE shipment = ?", shipment)
+        if names < received:
+            return (f"the scripts give {received} instances {names} SOP Instance UIDs: some would overwrite others. "
+                    "Map SOP Instance UID by its old value")
+        return ""
+
+    def _end(self, row: sqlite3.Row, state: State, what: str) -> None:
+        """Move on, unless a person or a new configuration has done so meanwhile."""
+        with self._ledger.write() as connection:
+            now = connection.execute("SELECT state FROM shipment WHERE id = ?", (row["id"],)).fetchone()["state"]
+            if now != State.DEIDENTIFY:
+                note(connection, row["id"], f"de-identification ended ({what}), and the shipment is {now} meanwhile")
+                return
+            move(connection, row["id"], state, what, reason=what if state != State.COMPLETE else None)
+        level = logging.INFO if state == State.COMPLETE else logging.WARNING
+        log.log(level, "%s: %s", state, what, extra={"shipment": row["id"]})
