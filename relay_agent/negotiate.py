@@ -174,6 +174,8 @@ def agreed(body: bytes, contexts: Sequence[tuple[str, Sequence[str]]]) -> tuple[
     accepted: dict[int, Context] = {}
     longest = 0
     try:
+        if len(body) < _FIXED:
+            raise ValueError("it is cut off")
         for kind, value in _items(body, _FIXED):
             if kind == 0x21 and value[2] == 0:
                 sop_class, proposed = contexts[value[0] // 2]
