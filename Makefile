@@ -16,9 +16,7 @@ check: $(VENV)/test ## Lint, types and unit tests: under two minutes
 
 test: $(VENV)/test peers check ## All that proves the product, with real peers: under thirty minutes
 	$(BIN)/python -m pytest tests/agent -m slow
-	# What fails is tried once more: clients made of pynetdicom hang now and then on an answer that comes at once.
-	$(BIN)/python -m pytest tests --ignore=tests/agent || \
-		$(BIN)/python -m pytest tests --ignore=tests/agent --last-failed --last-failed-no-failures none
+	$(BIN)/python -m pytest tests --ignore=tests/agent
 
 bench: $(VENV)/test peers ## Figures and ratios against Orthanc and DCMTK, measured in the same run
 	$(BIN)/python -m tests.bench

@@ -15,7 +15,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from relay_agent import commitment, dimse, negotiate, wire
+from relay_agent import commitment, dicom, dimse, negotiate, wire
 from relay_agent.book import Arrival, Book, Ended, Opened
 from relay_agent.config import Receiver
 from relay_agent.dicom import file_header
@@ -250,7 +250,7 @@ class Association:
             self._answer(message.context, dimse.response(command, dimse.NO_SUCH_ACTION))
             return
         try:
-            request = commitment.decode(bytes(message.parts), context.transfer_syntax)
+            request = dicom.decode(bytes(message.parts), context.transfer_syntax)
             transaction = str(request.TransactionUID)
             instances = [(str(item.ReferencedSOPClassUID), str(item.ReferencedSOPInstanceUID))
                          for item in request.ReferencedSOPSequence]
@@ -263,7 +263,7 @@ class Association:
         if reasons is not None:
             self._event_id += 1
             event, report = commitment.event_report(self._event_id, transaction, instances, reasons)
-            self._answer(message.context, event, commitment.encode(report, context.transfer_syntax))
+            self._answer(message.context, event, dicom.encode(report, context.transfer_syntax))
 
 
 def _plausible(uid: str) -> bool:

@@ -9,24 +9,15 @@ import json
 import logging
 import time
 from collections.abc import Sequence
-from io import BytesIO
 
-from pydicom import dcmread
 from pydicom.dataset import Dataset
-from pydicom.filebase import DicomBytesIO
-from pydicom.filewriter import write_dataset
-from pydicom.uid import ExplicitVRLittleEndian
-from pynetdicom import AE, evt
-from pynetdicom.association import Association as Outgoing
-from pynetdicom.presentation import build_role
+from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
-from relay_agent import dimse
+from relay_agent import dicom, dimse, scu
 from relay_agent.book import ROWS_BY, safety
 from relay_agent.config import Config
-from relay_agent.dicom import file_header
 from relay_agent.ledger import Ledger
 from relay_agent.negotiate import COMMITMENT
-from relay_agent.scu import no_delay, undisturbed
 from relay_agent.spool import Spool
 
 log = logging.getLogger(__name__)
@@ -34,6 +25,7 @@ log = logging.getLogger(__name__)
 INSTANCE = "1.2.840.10008.1.20.1.1"  # Storage Commitment Push Model SOP Instance
 
 _GIVE_UP = 7 * 86400.0  # a caller that was away this long asks again
+_CONNECT, _ANSWER = 10.0, 30.0  # seconds
 
 
 def report_due(config: Config, ledger: Ledger, spool: Spool) -> int:
@@ -61,31 +53,22 @@ def report_due(config: Config, ledger: Ledger, spool: Spool) -> int:
 def _report(ae_title: str, peer: str, transaction: str, instances: list[tuple[str, str]], reasons: list[int]) -> bool:
     called, _, where = peer.partition("@")
     host, _, port = where.rpartition(":")
-    ae = AE(ae_title=ae_title)
-    ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = 30
-    ae.connection_timeout = 10
-    ae.add_requested_context(COMMITMENT)
-    # We stay the SCP although we ask for the association (PS3.7 section D.3.3.4).
-    association = ae.associate(host, int(port), ae_title=called, ext_neg=[build_role(COMMITMENT, scp_role=True)],
-                               evt_handlers=[(evt.EVT_CONN_OPEN, no_delay)])
-    if not association.is_established:
+    command, report = event_report(1, transaction, instances, reasons)
+    try:
+        # We stay the SCP although we ask for the association (PS3.7 section D.3.3.4).
+        with scu.Association(scu.connect(host, int(port), _CONNECT), called, ae_title,
+                             [(COMMITMENT, (ExplicitVRLittleEndian, ImplicitVRLittleEndian))], provided=[COMMITMENT],
+                             negotiation=_ANSWER, answer=_ANSWER) as association:
+            context = association.context(COMMITMENT)
+            if context is None:
+                log.warning("a storage commitment report waits: its caller does not take it", extra={"peer": peer})
+                return False
+            return association.ask(COMMITMENT, command, [dicom.encode(report, context.transfer_syntax)]).status == 0
+    except (OSError, scu.Rejected, scu.HungUp):
         log.warning("a storage commitment report waits: its caller is not reachable", extra={"peer": peer})
-        return False
-    try:
-        with undisturbed(association):
-            return _say(association, transaction, instances, reasons)
-    finally:
-        association.release()
-
-
-def _say(association: Outgoing, transaction: str, instances: list[tuple[str, str]], reasons: list[int]) -> bool:
-    try:
-        _, report = event_report(1, transaction, instances, reasons)
-        status, _ = association.send_n_event_report(report, 2 if any(reasons) else 1, COMMITMENT, INSTANCE)
-        return bool(status) and status.Status == 0
-    except (RuntimeError, ValueError) as error:
-        log.warning("a storage commitment report waits: %s", type(error).__name__)
-        return False
+    except scu.Broken:
+        log.warning("a storage commitment report waits: its caller did not answer", extra={"peer": peer})
+    return False
 
 
 def event_report(message_id: int, transaction: str, instances: Sequence[tuple[str, str]],
@@ -110,19 +93,3 @@ def event_report(message_id: int, transaction: str, instances: Sequence[tuple[st
         dimse.MESSAGE_ID: message_id, dimse.DATA_SET_TYPE: 1, dimse.AFFECTED_INSTANCE: INSTANCE,
         dimse.EVENT_TYPE: 2 if failed else 1})
     return command, report
-
-
-def decode(data: bytes, transfer_syntax: str) -> Dataset:
-    """A data set from the wire."""
-    head = file_header("", "", transfer_syntax, "", "")
-    return dcmread(BytesIO(head + data))
-
-
-def encode(data: Dataset, transfer_syntax: str) -> bytes:
-    """A data set for the wire, in one of the two uncompressed little endian syntaxes."""
-    buffer = DicomBytesIO()
-    buffer.is_little_endian = True
-    buffer.is_implicit_VR = transfer_syntax != ExplicitVRLittleEndian
-    write_dataset(buffer, data)
-    encoded: bytes = buffer.getvalue()
-    return encoded

@@ -6,11 +6,15 @@ import hashlib
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 from pydicom.dataset import Dataset
+from pydicom.filebase import DicomBytesIO
 from pydicom.filereader import read_dataset
+from pydicom.filewriter import write_dataset
+from pydicom.uid import ExplicitVRLittleEndian
 
 from relay_agent import __version__
 
@@ -121,3 +125,19 @@ def _content(data: Dataset, inside: bool) -> Iterator[bytes]:
         elif element.VR in _BULK or inside:
             value = element.value
             yield value if isinstance(value, bytes) else _text(value).encode()
+
+
+def decode(data: bytes, transfer_syntax: str) -> Dataset:
+    """A data set from the wire."""
+    head = file_header("", "", transfer_syntax, "", "")
+    return dcmread(BytesIO(head + data))
+
+
+def encode(data: Dataset, transfer_syntax: str) -> bytes:
+    """A data set for the wire, in one of the two uncompressed little endian syntaxes."""
+    buffer = DicomBytesIO()
+    buffer.is_little_endian = True
+    buffer.is_implicit_VR = transfer_syntax != ExplicitVRLittleEndian
+    write_dataset(buffer, data)
+    encoded: bytes = buffer.getvalue()
+    return encoded

@@ -7,8 +7,9 @@ import struct
 COMMAND_FIELD, MESSAGE_ID, MESSAGE_ID_BEING_RESPONDED_TO = 0x0100, 0x0110, 0x0120
 AFFECTED_CLASS, REQUESTED_CLASS, DATA_SET_TYPE, STATUS, ERROR_COMMENT = 0x0002, 0x0003, 0x0800, 0x0900, 0x0902
 AFFECTED_INSTANCE, REQUESTED_INSTANCE, EVENT_TYPE, ACTION_TYPE = 0x1000, 0x1001, 0x1002, 0x1008
+PRIORITY = 0x0700
 
-C_STORE_RQ, C_ECHO_RQ, N_EVENT_REPORT_RQ, N_ACTION_RQ = 0x0001, 0x0030, 0x0100, 0x0130
+C_STORE_RQ, C_FIND_RQ, C_ECHO_RQ, N_EVENT_REPORT_RQ, N_ACTION_RQ = 0x0001, 0x0020, 0x0030, 0x0100, 0x0130
 RESPONSE = 0x8000  # added to a request's command field
 C_CANCEL_RQ = 0x0FFF
 NO_DATA_SET = 0x0101
@@ -72,6 +73,18 @@ def encode(elements: dict[int, int | str]) -> bytes:
                 raw += b"\0" if element in _UIDS else b" "
         body += _ELEMENT.pack(0, element, len(raw)) + raw
     return _ELEMENT.pack(0, 0, 4) + len(body).to_bytes(4, "little") + bytes(body)
+
+
+def request(field: int, message_id: int, sop_class: str, sop_instance: str = "") -> bytes:
+    """A C-STORE, C-FIND or C-ECHO request; all but the last have a data set."""
+    elements: dict[int, int | str] = {
+        AFFECTED_CLASS: sop_class, COMMAND_FIELD: field, MESSAGE_ID: message_id,
+        DATA_SET_TYPE: NO_DATA_SET if field == C_ECHO_RQ else 1}
+    if field != C_ECHO_RQ:
+        elements[PRIORITY] = 0
+    if sop_instance:
+        elements[AFFECTED_INSTANCE] = sop_instance
+    return encode(elements)
 
 
 def response(request: Command, status: int, comment: str = "") -> bytes:

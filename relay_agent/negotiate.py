@@ -154,6 +154,42 @@ def accept(request: Request, max_pdu: int) -> Accepted:
     return Accepted(pdu.encode(), contexts, peer_max_pdu)
 
 
+def ask(called_ae: str, calling_ae: str, contexts: Sequence[tuple[str, Sequence[str]]], max_pdu: int,
+        provided: Sequence[str] = ()) -> bytes:
+    """An A-ASSOCIATE-RQ that proposes SOP Classes with transfer syntaxes; of ``provided`` ones we are the SCP."""
+    proposed = b"".join(
+        _item(0x20, bytes((number, 0, 0, 0)) + _item(0x30, sop_class.encode())
+              + b"".join(_item(0x40, syntax.encode()) for syntax in syntaxes))
+        for number, (sop_class, syntaxes) in zip(range(1, 256, 2), contexts, strict=False))
+    roles = b"".join(_item(0x54, struct.pack(">H", len(uid)) + uid.encode() + b"\0\1") for uid in provided)
+    user = (_item(0x51, struct.pack(">I", max_pdu)) + _item(0x52, IMPLEMENTATION_UID.encode()) + roles
+            + _item(0x55, IMPLEMENTATION_NAME.encode()))
+    body = (struct.pack(">HH16s16s32x", 1, 0, called_ae.ljust(16).encode(), calling_ae.ljust(16).encode())
+            + _item(0x10, APPLICATION_CONTEXT.encode()) + proposed + _item(0x50, user))
+    return struct.pack(">BxI", wire.A_ASSOCIATE_RQ, len(body)) + body
+
+
+def agreed(body: bytes, contexts: Sequence[tuple[str, Sequence[str]]]) -> tuple[dict[int, Context], int]:
+    """What the body of an A-ASSOCIATE-AC accepts of what :func:`ask` proposed, and the peer's longest PDU (0: any)."""
+    accepted: dict[int, Context] = {}
+    longest = 0
+    try:
+        if len(body) < _FIXED:
+            raise ValueError("it is cut off")
+        for kind, value in _items(body, _FIXED):
+            if kind == 0x21 and value[2] == 0:
+                sop_class, proposed = contexts[value[0] // 2]
+                syntax = next((part.decode("ascii").rstrip("\0 ") for of, part in _items(value, 4) if of == 0x40), "")
+                if value[0] % 2 == 0 or syntax not in proposed:
+                    raise ValueError("what was never proposed is accepted")
+                accepted[value[0]] = Context(sop_class, syntax)
+            elif kind == 0x50:
+                longest = next((int.from_bytes(part, "big") for of, part in _items(value, 0) if of == 0x51), 0)
+    except (ValueError, IndexError, struct.error):
+        raise wire.ProtocolError(wire.INVALID_PARAMETER, "the A-ASSOCIATE-AC is malformed") from None
+    return accepted, longest
+
+
 def _user_information(request: Request, max_pdu: int) -> list[object]:
     length = MaximumLengthNotification()
     length.maximum_length_received = max_pdu

@@ -85,16 +85,24 @@ class Wire:
         self._socket.sendall(pdu)
 
 
-def p_data(context: int, message: bytes, command: bool, largest: int) -> bytes:
-    """A message or data set as P-DATA-TF PDUs of at most ``largest`` bytes (0: no limit)."""
-    room = max(largest - 6, 1) if largest else len(message) or 1
+def p_data(context: int, message: bytes, command: bool, largest: int, *, ends: bool = True) -> bytes:
+    """A command set or data set as P-DATA-TF PDUs of at most ``largest`` bytes (0: no limit).
+
+    ``ends`` is False for a part that others follow; it should be of even length (PS3.8 section E.1).
+    """
+    room = max(largest - 6 & ~1, 1) if largest else len(message) or 1
     out = bytearray()
-    for position in range(0, len(message), room):
+    for position in range(0, len(message) or 1, room):
         fragment = message[position:position + room]
-        last = position + room >= len(message)
+        last = ends and position + room >= len(message)
         control = (1 if command else 0) | (2 if last else 0)
         out += _HEADER.pack(P_DATA_TF, len(fragment) + 6) + _PDV.pack(len(fragment) + 2, context, control) + fragment
     return bytes(out)
+
+
+def release_request() -> bytes:
+    """An A-RELEASE-RQ PDU."""
+    return _HEADER.pack(A_RELEASE_RQ, 4) + bytes(4)
 
 
 def release_response() -> bytes:

@@ -19,7 +19,7 @@ from pynetdicom import AE, evt
 
 from relay_agent import config
 from relay_agent.ledger import Ledger
-from relay_agent.scu import no_delay, undisturbed
+from tests.undisturbed import no_delay, undisturbed
 
 PROJECT = Path(__file__).resolve().parent.parent
 SECRET = "relay:s3cret-of-the-tests"

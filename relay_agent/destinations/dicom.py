@@ -5,44 +5,36 @@ The data set goes out byte for byte as it lies in the spool; nothing is decoded 
 
 from __future__ import annotations
 
-import queue
-import socket
 import ssl
-import threading
 from collections import Counter, deque
 from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import groupby
 from operator import attrgetter
-from typing import Any
+from pathlib import Path
 
 from pydicom.dataset import Dataset
-from pydicom.uid import UID
-from pynetdicom import AE, StoragePresentationContexts, _config, evt
-from pynetdicom.association import Association
-from pynetdicom.pdu_primitives import P_DATA, MaximumLengthNotification
-from pynetdicom.presentation import PresentationContext, build_context
-from pynetdicom.sop_class import StudyRootQueryRetrieveInformationModelFind as STUDY_ROOT_FIND
-from pynetdicom.sop_class import Verification
+from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pynetdicom import StoragePresentationContexts
 
+from relay_agent import dicom, dimse, scu
 from relay_agent.config import DICOM
 from relay_agent.destinations import DeliveryError, Finding, Proof, Retry, Stopped
 from relay_agent.destinations.web import words
-from relay_agent.dicom import IMPLEMENTATION_NAME, IMPLEMENTATION_UID
+from relay_agent.negotiate import VERIFICATION
 from relay_agent.package import Item, Manifest
-from relay_agent.scu import no_delay, undisturbed
 from relay_agent.throttle import Throttle
 
-# Files are sent as they are, in PDUs read from disk one by one; identifiers of queries stay out of the log.
-_config.STORE_SEND_CHUNKED_DATASET = True
-_config.LOG_REQUEST_IDENTIFIERS = _config.LOG_RESPONSE_IDENTIFIERS = False
+STUDY_ROOT_FIND = "1.2.840.10008.5.1.4.1.2.2.1"  # Study Root Query/Retrieve Information Model
 
 _CONNECT, _ANSWER = 30.0, 300.0  # seconds; an archive may take its time over a large instance
 _CONTEXTS = 128  # of an association: their IDs are odd and of one byte (PS3.8 section 9.3.2.2)
-_PDU = 2**20  # largest to send, whatever more the peer would take
-_WAITING = 4  # PDUs in memory
+_BLOCK = 2**18  # bytes that are read and sent at a time, in PDUs as long as the peer likes
+_PLAIN = (str(ExplicitVRLittleEndian), str(ImplicitVRLittleEndian))
 
 _BROKEN = f"the association broke, or no answer came within {_ANSWER:.0f} s"
+
+_Proposed = tuple[str, Sequence[str]]  # SOP Class and transfer syntaxes
 
 _WARNINGS = frozenset({0xB000, 0xB006, 0xB007})
 _PENDING = frozenset({0xFF00, 0xFF01})
@@ -102,14 +94,13 @@ class DICOMDestination:
         refused: Counter[str] = Counter()
         warned: Counter[str] = Counter()
         by_syntax = attrgetter("transfer_syntax")
-        # pynetdicom picks a context by its SOP Class, so each class is there once.
         for syntax, group in groupby(sorted(part, key=by_syntax), key=by_syntax):
             items = list(group)
             classes = sorted({item.sop_class for item in items})
             for start in range(0, len(classes), _CONTEXTS):
                 some = classes[start:start + _CONTEXTS]
                 self._store([item for item in items if item.sop_class in some],
-                            [build_context(uid, syntax) for uid in some], refused, warned)
+                            [(uid, (syntax,)) for uid in some], refused, warned)
         if refused:
             raise Stopped(f"{self._where}: {sum(refused.values())} of {len(part)} instances were refused: "
                           + "; ".join(f"{why} ({count})" for why, count in refused.items()))
@@ -135,40 +126,39 @@ class DICOMDestination:
 
     def check(self) -> Iterator[Finding]:
         """Association, C-ECHO, C-FIND and the common storage contexts."""
-        contexts = [build_context(Verification), build_context(STUDY_ROOT_FIND),
-                    *StoragePresentationContexts[:_CONTEXTS - 2]]
+        storage = [str(context.abstract_syntax) for context in StoragePresentationContexts[:_CONTEXTS - 2]]
+        contexts = [(uid, _PLAIN) for uid in (VERIFICATION, STUDY_ROOT_FIND, *storage)]
         try:
             with self._associated(contexts) as association:
-                taken = {str(context.abstract_syntax) for context in association.accepted_contexts}
-                echo = association.send_c_echo() if Verification in taken else Dataset()
+                taken = {context.abstract_syntax for context in association.contexts.values()}
+                echoed = VERIFICATION in taken and not association.ask(
+                    VERIFICATION, dimse.request(dimse.C_ECHO_RQ, 1, VERIFICATION)).status
         except DeliveryError as error:
             yield Finding(False, str(error), "mend this, then check again")
             return
         yield Finding(True, f"{self._where}: takes associations from {self._config.calling_ae_title}")
-        yield Finding(echo.get("Status") == 0, f"{self._where}: C-ECHO", "the peer must answer C-ECHO; see its log")
+        yield Finding(echoed, f"{self._where}: C-ECHO", "the peer must answer C-ECHO; see its log")
         if self._config.verify == "find":
             yield Finding(STUDY_ROOT_FIND in taken, f"{self._where}: C-FIND (Study Root)",
                           'allow our AE title to query there, or set verify = "status"')
-        stored = len(taken - {Verification, STUDY_ROOT_FIND})
-        yield Finding(stored > 0, f"{self._where}: takes {stored} of {len(contexts) - 2} storage SOP Classes",
+        stored = len(taken - {VERIFICATION, STUDY_ROOT_FIND})
+        yield Finding(stored > 0, f"{self._where}: takes {stored} of {len(storage)} storage SOP Classes",
                       "allow our AE title to store there")
 
     # C-STORE
 
-    def _store(self, items: Sequence[Item], contexts: Sequence[PresentationContext], refused: Counter[str],
+    def _store(self, items: Sequence[Item], contexts: Sequence[_Proposed], refused: Counter[str],
                warned: Counter[str]) -> None:
         try:
             with self._associated(contexts) as association:
-                taken = {str(context.abstract_syntax) for context in association.accepted_contexts}
                 for number, item in enumerate(items):
-                    if item.sop_class not in taken:
+                    if association.context(item.sop_class) is None:
                         refused[_no_context(item)] += 1
                         continue
                     self._throttle.limit()  # raises when the window has closed
-                    answer = association.send_c_store(item.path, msg_id=number % 0xFFFF + 1)
-                    if "Status" not in answer:
-                        raise Retry(f"{self._where}: {_BROKEN}; what was not acknowledged is sent again")
-                    status = int(answer.Status)
+                    status = association.ask(
+                        item.sop_class, dimse.request(dimse.C_STORE_RQ, number % 0xFFFF + 1, item.sop_class,
+                                                      item.sop_instance), self._data_set(item.path)).status
                     if status in _WARNINGS:
                         warned[f"{status:04X}"] += 1
                     elif status:
@@ -181,33 +171,45 @@ class DICOMDestination:
         except _NoContext:
             refused.update(_no_context(item) for item in items)
 
+    def _data_set(self, path: Path) -> Iterator[bytes]:
+        """A file's data set, no faster than the throttle allows; little of it is in memory at a time."""
+        with path.open("rb", buffering=0) as file:
+            file.seek(dicom.read_meta(path).offset)
+            while block := file.read(_BLOCK):
+                deque(self._throttle.paced([block]), maxlen=0)
+                yield block
+
     # C-FIND
 
     def _listed(self, manifest: Manifest) -> set[str] | None:
         """SOP Instance UIDs that the peer has of the study's series; None when it takes no queries."""
         listed: set[str] = set()
         try:
-            with self._associated([build_context(STUDY_ROOT_FIND)]) as association:
-                for series in sorted({item.series_uid for item in manifest.items}):
-                    listed |= self._listed_of(association, manifest.study_uid, series)
+            with self._associated([(STUDY_ROOT_FIND, _PLAIN)]) as association:
+                for number, series in enumerate(sorted({item.series_uid for item in manifest.items})):
+                    listed |= self._listed_of(association, number % 0xFFFF + 1, manifest.study_uid, series)
         except _NoContext:
             return None
         return listed
 
-    def _listed_of(self, association: Association, study: str, series: str) -> set[str]:
+    def _listed_of(self, association: scu.Association, number: int, study: str, series: str) -> set[str]:
         query = Dataset()
         query.QueryRetrieveLevel = "IMAGE"
         query.StudyInstanceUID, query.SeriesInstanceUID, query.SOPInstanceUID = study, series, ""
+        context = association.context(STUDY_ROOT_FIND)
+        assert context is not None  # it is the only one that was asked for
         listed: set[str] = set()
-        for status, match in association.send_c_find(query, STUDY_ROOT_FIND):
-            if "Status" not in status:
-                break
-            if status.Status == 0:
-                return listed
-            if status.Status not in _PENDING:
-                raise Retry(f"{self._where}: C-FIND was answered {status.Status:04X}, {meaning(status.Status)[1]}")
-            listed.add(str(match.get("SOPInstanceUID", "")) if match else "")
-        raise Retry(f"{self._where}: {_BROKEN} to C-FIND")
+        answer = association.ask(STUDY_ROOT_FIND, dimse.request(dimse.C_FIND_RQ, number, STUDY_ROOT_FIND),
+                                 [dicom.encode(query, context.transfer_syntax)])
+        while answer.status in _PENDING:
+            try:
+                listed.add(str(dicom.decode(answer.data, context.transfer_syntax).get("SOPInstanceUID", "")))
+            except Exception:  # whatever malformed bytes make the decoder do
+                raise Retry(f"{self._where}: C-FIND was answered with what is no data set") from None
+            answer = association.answer()
+        if answer.status:
+            raise Retry(f"{self._where}: C-FIND was answered {answer.status:04X}, {meaning(answer.status)[1]}")
+        return listed
 
     def _there(self, item: Item, listed: set[str] | None) -> bool:
         acknowledged = _key(item) in self._stored
@@ -219,34 +221,29 @@ class DICOMDestination:
     # Associations
 
     @contextmanager
-    def _associated(self, contexts: Sequence[PresentationContext]) -> Iterator[Association]:
-        """An association; aborted when the block raises. :class:`Retry` when there is none to be had."""
-        tls = (self._tls(), self._config.host) if self._config.tls_ca else None
-        ae = AE(ae_title=self._config.calling_ae_title)
-        ae.implementation_class_uid, ae.implementation_version_name = UID(IMPLEMENTATION_UID), IMPLEMENTATION_NAME
-        ae.connection_timeout = ae.acse_timeout = _CONNECT
-        ae.dimse_timeout, ae.network_timeout = _ANSWER, None
-        association = ae.associate(self._config.host, self._config.port, list(contexts), self._config.ae_title,
-                                   max_pdu=2**18, tls_args=tls, evt_handlers=[(evt.EVT_CONN_OPEN, _tune)])
-        if not association.is_established:
-            answer = association.acceptor.primitive
-            if answer is not None and answer.result == 0:
-                raise _NoContext
-            raise Retry(self._rejected(answer) if answer is not None else self._unreachable())
-        for item in association.acceptor.user_information:
-            if isinstance(item, MaximumLengthNotification):  # 0 is "no limit": a whole instance in memory
-                item.maximum_length_received = min(item.maximum_length_received or _PDU, _PDU)
-        association.dul.to_provider_queue = _Outbox(association.dul, self._throttle)
+    def _associated(self, contexts: Sequence[_Proposed]) -> Iterator[scu.Association]:
+        """An association; aborted when the block raises. :class:`Retry` when there is none to be had, or it breaks."""
+        config = self._config
         try:
-            with undisturbed(association):
+            tls = self._tls() if config.tls_ca else None
+            association = scu.Association(
+                scu.connect(config.host, config.port, _CONNECT, tls), config.ae_title, config.calling_ae_title,
+                contexts, negotiation=_CONNECT, answer=_ANSWER)
+        except scu.Rejected as rejected:
+            raise Retry(self._rejected(rejected.reason)) from None
+        except scu.HungUp:
+            raise Retry(f"{self._where} takes connections and hung up on our request for an association: is our AE "
+                        f"title {config.calling_ae_title} on its list, and is it a DICOM port "
+                        f"{'with' if config.tls_ca else 'without'} TLS (tls_ca)?") from None
+        except OSError as error:
+            raise Retry(words(self._where, error, _CONNECT)) from None
+        try:
+            with association:
+                if not association.contexts:
+                    raise _NoContext
                 yield association
-        except RuntimeError:  # pynetdicom's, when the association ended between two requests
-            association.abort()
-            raise Retry(f"{self._where}: {_BROKEN}") from None
-        except BaseException:
-            association.abort()
-            raise
-        association.release()
+        except scu.Broken:
+            raise Retry(f"{self._where}: {_BROKEN}; what was not acknowledged is sent again") from None
 
     def _tls(self) -> ssl.SSLContext:
         try:
@@ -254,57 +251,14 @@ class DICOMDestination:
         except OSError:  # ssl.SSLError is one too
             raise Retry(f"tls_ca = {self._config.tls_ca} cannot be used: name a PEM file of CAs") from None
 
-    def _rejected(self, answer: Any) -> str:
-        reason = (answer.result, answer.result_source, answer.diagnostic)
+    def _rejected(self, reason: tuple[int, int, int]) -> str:
         why = _REJECTED.get(reason, "see its log").format(ours=self._config.calling_ae_title,
                                                          theirs=self._config.ae_title)
         return f"{self._where} rejected the association ({'/'.join(map(str, reason))}): {why}"
 
-    def _unreachable(self) -> str:
-        """Why there was no answer: pynetdicom does not tell, so another connection is tried."""
-        try:
-            with socket.create_connection((self._config.host, self._config.port), _CONNECT) as plain:
-                if self._config.tls_ca:
-                    with self._tls().wrap_socket(plain, server_hostname=self._config.host):
-                        pass
-        except OSError as error:
-            return words(self._where, error, _CONNECT)
-        return (f"{self._where} takes connections and hung up on our request for an association: is our AE title "
-                f"{self._config.calling_ae_title} on its list, and is it a DICOM port "
-                f"{'with' if self._config.tls_ca else 'without'} TLS (tls_ca)?")
-
 
 class _NoContext(Exception):
     """The peer took the association and none of its presentation contexts."""
-
-
-class _Outbox(queue.Queue[Any]):
-    """What waits to be sent on an association: a few PDUs, and no faster than the throttle allows.
-
-    pynetdicom's own queue has no end: an instance would be read into memory as fast as the disk can, and the time
-    to wait for its answer would begin long before it is on its way.
-    """
-
-    def __init__(self, sender: threading.Thread, throttle: Throttle) -> None:
-        super().__init__(_WAITING)
-        self._sender = sender
-        self._throttle = throttle
-
-    def put(self, item: Any, block: bool = True, timeout: float | None = None) -> None:
-        """Wait for room; what is put after the connection was lost is dropped, as there it would be never sent."""
-        if isinstance(item, P_DATA):
-            deque(self._throttle.paced(value for _, value in item.presentation_data_value_list), maxlen=0)
-        while self._sender.is_alive():
-            try:
-                return super().put(item, timeout=0.5)
-            except queue.Full:
-                continue
-
-
-def _tune(event: evt.Event) -> None:
-    """Send small PDUs at once, and notice a peer that reads no more."""
-    no_delay(event)
-    event.assoc.dul.socket.socket.settimeout(_ANSWER)
 
 
 def _key(item: Item) -> tuple[str, str]:

@@ -11,7 +11,7 @@ from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.uid import ExplicitVRLittleEndian
 
-from relay_agent import commitment, config, dicom
+from relay_agent import config, dicom
 from relay_agent.book import Arrival, record
 from relay_agent.ledger import Ledger, State, move
 from relay_agent.spool import Spool, Stored
@@ -47,7 +47,7 @@ class Image:
         data.SOPClassUID, data.SOPInstanceUID, data.Modality = MR, self.sop, "MR"
         data.StudyInstanceUID, data.SeriesInstanceUID = self.study, self.series
         data.PatientName, data.PatientComments, data.InstanceNumber = self.name, self.comments, self.version
-        return commitment.encode(data, ExplicitVRLittleEndian)
+        return dicom.encode(data, ExplicitVRLittleEndian)
 
     def file(self) -> bytes:
         return dicom.file_header(MR, self.sop, ExplicitVRLittleEndian, "SCANNER", "RELAY") + self.data_set()

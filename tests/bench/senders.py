@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pydicom.uid import EnhancedCTImageStorage, ExplicitVRLittleEndian, generate_uid
 
-from relay_agent import commitment, dimse, wire
+from relay_agent import dicom, dimse, wire
 from relay_agent.dimse import Command
 from relay_agent.negotiate import APPLICATION_CONTEXT
 from tests import data
@@ -38,7 +38,7 @@ def stream_object(server: Server, size: int) -> int:
     command = dimse.encode({
         dimse.AFFECTED_CLASS: EnhancedCTImageStorage, dimse.COMMAND_FIELD: dimse.C_STORE_RQ, dimse.MESSAGE_ID: 1,
         0x0700: 0, dimse.DATA_SET_TYPE: 1, dimse.AFFECTED_INSTANCE: str(header.SOPInstanceUID)})
-    head = commitment.encode(header, ExplicitVRLittleEndian)
+    head = dicom.encode(header, ExplicitVRLittleEndian)
     head += struct.pack("<HH2sHI", 0x7FE0, 0x0010, b"OW", 0, frames * len(frame))
     with socket.create_connection(("127.0.0.1", server.port)) as connection:
         connection.settimeout(120)

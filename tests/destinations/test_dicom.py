@@ -17,11 +17,14 @@ from typing import Any
 import pytest
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, MRImageStorage
 from pynetdicom import AE, _config, evt
+from pynetdicom.dimse_primitives import N_EVENT_REPORT
 
 from relay_agent import dicom
 from relay_agent.config import DICOM, Window
 from relay_agent.destinations import Retry, Stopped
+from relay_agent.destinations import dicom as dicom_destination
 from relay_agent.destinations.dicom import DICOMDestination, meaning
+from relay_agent.negotiate import COMMITMENT
 from relay_agent.package import Item, Manifest
 from relay_agent.throttle import Closed, Throttle
 from tests import data
@@ -243,8 +246,7 @@ def test_no_dicom_there(tmp_path: Path) -> None:
     manifest = images(tmp_path)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         def hang_up() -> None:
-            for _ in range(2):
-                listener.accept()[0].close()
+            listener.accept()[0].close()
         threading.Thread(target=hang_up, daemon=True).start()
         with pytest.raises(Retry, match="is it a DICOM port"):
             destination(listener.getsockname()[1]).send(manifest, manifest.items)
@@ -268,8 +270,50 @@ def test_peer_dies(tmp_path: Path) -> None:
         assert len(there.missing(manifest, None)) == 10 - 3
 
 
+@pytest.mark.parametrize("said", [b"", b"\2\0\0\0\0\x99", b"\2\0\0\0\0\x99" + bytes(30)])
+def test_peer_falls_silent_while_negotiating(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: bytes) -> None:
+    monkeypatch.setattr(dicom_destination, "_CONNECT", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        connections: list[socket.socket] = []
+
+        def speak() -> None:
+            connections.append(listener.accept()[0])
+            connections[0].sendall(said)
+
+        threading.Thread(target=speak, daemon=True).start()
+        with pytest.raises(Retry, match="no answer within"):
+            destination(listener.getsockname()[1]).send(images(tmp_path), images(tmp_path).items)
+        connections[0].close()
+
+
+def test_peer_falls_silent_over_an_instance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dicom_destination, "_ANSWER", 2.0)
+    manifest, over = images(tmp_path), threading.Event()
+    with scp(before=lambda number: number < 4 or over.wait(120)) as (port, _):
+        there = destination(port, verify="status")
+        with pytest.raises(Retry, match="or no answer came"):
+            there.send(manifest, manifest.items)
+        over.set()
+        assert {*manifest.items[3:]} <= {*there.missing(manifest, None)}
+
+
+def test_a_report_between_instances_disturbs_nothing(tmp_path: Path) -> None:
+    """Once with each instance: pynetdicom's requestor hung for ever at the next one, or broke the association."""
+    manifest = images(tmp_path)
+
+    def report(event: evt.Event) -> None:
+        message = N_EVENT_REPORT()
+        message.MessageID, message.EventTypeID = 1, 1
+        message.AffectedSOPClassUID, message.AffectedSOPInstanceUID = COMMITMENT, "1.2.3"
+        event.assoc.dimse.send_msg(message, event.context.context_id)
+
+    with scp(meanwhile=report) as (port, got):
+        destination(port, verify="status").send(manifest, manifest.items)
+    assert len(got) == 10
+
+
 def test_window_closes_on_the_way(tmp_path: Path) -> None:
-    moments = iter([*[datetime(2026, 1, 1, 5, 59)] * 200, *[datetime(2026, 1, 1, 6)] * 10000])
+    moments = iter([*[datetime(2026, 1, 1, 5, 59)] * 10, *[datetime(2026, 1, 1, 6)] * 10000])
     throttle = Throttle(None, [Window.model_validate({"start": time(18), "end": time(6)})], now=lambda: next(moments))
     manifest = images(tmp_path, [data.instance(size=(2048, 1024)) for _ in range(2)])
     with storescp(tmp_path / "scp", *ANYTHING) as peer, pytest.raises(Closed):
@@ -353,10 +397,12 @@ def self_signed(path: Path) -> tuple[Path, Path]:
 @contextmanager
 def scp(statuses: list[int] | None = None, *, anything: bool = False, known: list[str] | None = None,
         tls: ssl.SSLContext | None = None, max_pdu: int = 16382,
-        before: Callable[[int], bool] = lambda number: True) -> Iterator[tuple[int, list[bytes]]]:
+        before: Callable[[int], bool] = lambda number: True,
+        meanwhile: Callable[[evt.Event], object] = lambda event: None) -> Iterator[tuple[int, list[bytes]]]:
     """A Storage SCP that answers with these statuses in turn, then 0; its port, and the data sets it got.
 
-    ``before`` is asked with the number of each instance, and False aborts the association.
+    ``before`` is asked with the number of each instance, and False aborts the association; ``meanwhile`` is called
+    before each answer.
     """
     got: list[bytes] = []
 
@@ -364,6 +410,7 @@ def scp(statuses: list[int] | None = None, *, anything: bool = False, known: lis
         got.append(event.request.DataSet.getvalue())
         if not before(len(got)):
             event.assoc.abort()
+        meanwhile(event)
         return statuses[len(got) - 1] if statuses and len(got) <= len(statuses) else 0
 
     ae = AE()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,10 +20,10 @@ from pydicom.uid import CTImageStorage, MRImageStorage, generate_uid
 from pynetdicom import AE, build_role, evt
 from pynetdicom.association import Association
 
-from relay_agent.scu import no_delay, undisturbed
 from tests import data, peers
 from tests.harness import Agent, running, wait_for
 from tests.receive import proof, scu
+from tests.undisturbed import no_delay, undisturbed
 
 NO_SUCH_INSTANCE, CLASS_MISMATCH = 0x0112, 0x0119
 WELL_KNOWN = "1.2.840.10008.1.20.1.1"
@@ -50,14 +51,15 @@ class Asker:
     """A pynetdicom SCU of storage and of storage commitment."""
 
     association: Association
-    reports: queue.Queue[Report] = field(default_factory=queue.Queue)
+    reports: queue.Queue[tuple[Report, threading.Thread]] = field(default_factory=queue.Queue)
 
     def ask(self, *instances: tuple[str, str]) -> Report:
         """N-ACTION, and the N-EVENT-REPORT that follows it on this association."""
         transaction, status = self.request(*instances)
         assert status == 0
-        report = self.reports.get(timeout=60)
-        assert report.transaction == transaction
+        report, thread = self.reports.get(timeout=60)
+        thread.join(60)  # it still has to send the response, which must not come in between what we send next
+        assert report.transaction == transaction and not thread.is_alive()
         return report
 
     def store(self, *images: Dataset) -> None:
@@ -95,10 +97,10 @@ def read(event: evt.Event) -> Report:
 @contextmanager
 def asker(agent: Agent, calling: str = "SCANNER") -> Iterator[Asker]:
     """An association for storage and commitment."""
-    reports: queue.Queue[Report] = queue.Queue()
+    reports: queue.Queue[tuple[Report, threading.Thread]] = queue.Queue()
 
     def told(event: evt.Event) -> tuple[int, None]:
-        reports.put(read(event))
+        reports.put((read(event), threading.current_thread()))
         return 0, None
 
     ae = AE(ae_title=calling)

@@ -28,10 +28,10 @@ from pydicom.uid import (
 from pynetdicom import AE, AllStoragePresentationContexts, evt
 from pynetdicom.pdu_primitives import AsynchronousOperationsWindowNegotiation
 
-from relay_agent.scu import no_delay, undisturbed
 from tests import data, peers
 from tests.harness import Agent, running, wait_for
 from tests.receive import proof, scu
+from tests.undisturbed import no_delay, undisturbed
 
 PRIVATE = ("1.3.12.2.1107.5.9.1", "1.2.3.4.5.999", "1.2.840.113619.4.30", generate_uid())
 HTJ2K = ("1.2.840.10008.1.2.4.201", "1.2.840.10008.1.2.4.202", "1.2.840.10008.1.2.4.203")

@@ -1,2 +1,0 @@
-def identifiers(ds,extra=()): return ()
-def search(ds,ids,keep=(),allowed=()): return []

@@ -1,1 +1,0 @@
-def difference(a,b): return []

@@ -1,1 +1,0 @@
-def thumbnail(f,size=256): return b""
