@@ -110,7 +110,7 @@ class Image:
             expected = expected // 3 * 2
         if len(self.value) < expected:
             raise Unreadable("Pixel Data (7fe0,0010) is shorter than its rows, columns and frames")
-        if len(self.value) > expected + 1 and any(self.value[expected:]):
+        if len(self.value) > expected + 1 and np.frombuffer(self.value[expected:], "u1").any():
             raise Unreadable("Pixel Data (7fe0,0010) is longer than its rows, columns and frames")
 
     def array(self, buffer: Any) -> np.ndarray[Any, Any]:
@@ -132,15 +132,20 @@ class Image:
         Colour is as stored (YBR stays YBR) but not subsampled. Raises :class:`Unreadable` also when there are fewer
         or more frames than stated.
         """
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                yield from self._native(first) if self.native else self._encapsulated(first)
-        except Unreadable:
-            raise
-        except Exception:  # whatever a decoder raises about what others have made
-            raise Unreadable("the pixels cannot be decoded: send the object uncompressed, "
-                             "or in another lossless transfer syntax") from None
+        frames = self._native(first) if self.native else self._encapsulated(first)
+        while True:
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    frame = next(frames, None)
+            except Unreadable:
+                raise
+            except Exception:  # whatever a decoder raises about what others have made
+                raise Unreadable("the pixels cannot be decoded: send the object uncompressed, "
+                                 "or in another lossless transfer syntax") from None
+            if frame is None:
+                return
+            yield frame
 
     def _native(self, first: int) -> Iterator[tuple[np.ndarray[Any, Any], str]]:
         value = self.value
