@@ -17,7 +17,7 @@ from pydicom.datadict import dictionary_VR
 
 from relay_agent import charset
 
-Buffer = bytes | memoryview | mmap.mmap
+Buffer = bytes | bytearray | memoryview | mmap.mmap
 Where = tuple[tuple[int, int], ...]  # tags of sequences and indices of items, from the outside in
 
 PIXELS = 0x7FE00010
@@ -86,7 +86,7 @@ class Element:
 
     __slots__ = ("_end", "_head", "_items", "_source", "_start", "_value", "fragments", "tag", "vr")
 
-    def __init__(self, tag: int, vr: str, value: bytes | None = None, items: tuple[Dataset, ...] | None = None,
+    def __init__(self, tag: int, vr: str, value: Buffer | None = None, items: tuple[Dataset, ...] | None = None,
                  source: _Source | None = None, span: tuple[int, int, int] = (0, 0, 0), *,
                  fragments: bool = False) -> None:
         self.tag = tag
@@ -101,7 +101,7 @@ class Element:
     def value(self) -> bytes:
         """The bytes of the value with its padding; those of a sequence read from a file are its encoded items."""
         if self._value is not None:
-            return self._value
+            return bytes(self._value)
         return bytes(self._source.buffer[self._start:self._end]) if self._source is not None else b""
 
     @property
@@ -211,10 +211,13 @@ class Dataset:
             data = data.parent
         return b""
 
-    def put(self, tag: int, vr: str, value: bytes, fragments: bool = False) -> None:
-        """Set an element; the value is padded to even length (PS3.5 section 6.2). ``fragments``: see Element."""
+    def put(self, tag: int, vr: str, value: Buffer, fragments: bool = False) -> None:
+        """Set an element; the value is padded to even length (PS3.5 section 6.2). ``fragments``: see Element.
+
+        A value of even length is not copied, whatever holds it.
+        """
         if len(value) % 2:
-            value += b" " if vr in TEXT and vr != "UI" else b"\0"
+            value = bytes(value) + (b" " if vr in TEXT and vr != "UI" else b"\0")
         self._elements[tag] = Element(tag, vr, value, fragments=fragments)
         self._touched(tag)
 
