@@ -6,15 +6,16 @@ import argparse
 import secrets
 import shutil
 import sys
-from collections.abc import Iterator
+from collections import Counter
 from dataclasses import asdict
 from datetime import datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from relay_agent import report
 from relay_agent.console import DONE, FINDINGS, commands_of, print_json
-from relay_agent.dataset import Broken
+from relay_agent.dataset import Broken, show
 from relay_agent.deidentify import residue, tools
 from relay_agent.deidentify.make import context
 from relay_agent.deidentify.recipe import Recipe, Step, Unusable, load, parse, read_step
@@ -54,6 +55,8 @@ def add(commands: Any) -> None:
     sub.add_argument("file", nargs="+")
     sub.add_argument("--data", type=Path, required=True, metavar="FOLDER", help="sample files")
     sub.add_argument("--lookup", type=Path, metavar="FILE", help="lookup table of the scripts")
+    sub.add_argument("--planted", action="append", default=[], metavar="TEXT", help="a text that is known to be in the "
+                     "samples and must not survive")
 
 
 def _deidentify(options: argparse.Namespace) -> int:
@@ -75,53 +78,70 @@ def _deidentify(options: argparse.Namespace) -> int:
         return _error(f"{source} is not there")
     if source.resolve() == target.resolve():
         return _error("the result cannot go where the data come from")
-    folder = source.is_dir()
-    work = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
+    work = target.with_name(f".{target.name}.{secrets.token_hex(4)}")  # all or nothing
+    file = source
     try:
         rejected = 0
-        for file in sorted(path for path in source.rglob("*") if path.is_file()) if folder else [source]:
-            result = work / file.relative_to(source) if folder else work
+        for file in _files(source):
+            result = work / file.relative_to(source) if source.is_dir() else work
             result.parent.mkdir(parents=True, exist_ok=True)
             try:
-                _one(recipe, file, result, options)
+                _one(recipe, file, result, options.strict)
             except Rejected as error:
                 rejected += 1
                 print(f"{file}: {error}", file=sys.stderr)
-        if folder:
-            _merge(work, target)
-        elif work.exists():
-            work.replace(target)
+        _publish(work, target)
         return REJECTED if rejected else DONE
     except (Failed, Broken) as error:
         return _error(f"{file}: {error}")
     except OSError as error:
         return _error(f"{error.filename}: {error.strerror}")
     finally:
-        shutil.rmtree(work, ignore_errors=True)
-        work.unlink(missing_ok=True)
+        if work.is_dir():
+            shutil.rmtree(work)
+        else:
+            work.unlink(missing_ok=True)
 
 
-def _one(recipe: Recipe, source: Path, target: Path, options: argparse.Namespace) -> None:
+def _files(source: Path) -> list[Path]:
+    return sorted(path for path in source.rglob("*") if path.is_file()) if source.is_dir() else [source]
+
+
+def _one(recipe: Recipe, source: Path, target: Path, strict: bool) -> None:
     file = File.read(source)
-    identifiers = residue.identifiers(file.dataset)
-    told = context(recipe, _TRIAL_KEY, datetime.now(), _numbers())
+    identifiers = residue.identifiers(file.dataset, (), (recipe.project, recipe.subject, recipe.session))
+    told = context(recipe, _TRIAL_KEY, datetime.now())
+    told.number = _numbers
     for step in recipe.steps:
         load(step).apply(file, told)
-    left = residue.search(file.dataset, identifiers, (), (recipe.project, recipe.subject, recipe.session))
-    if left and options.strict:
-        raise Failed(f"{left[0].path} still holds {left[0].what}")
+    left = residue.search(file.dataset, identifiers)
+    if left and strict:
+        raise Failed(str(left[0]))
     if left:
-        print(f"{source}: the relay would hold this: {left[0].path} still holds {left[0].what}"
-              + (f", and {len(left) - 1} more" if len(left) > 1 else ""), file=sys.stderr)
+        more = f", and {len(left) - 1} more" if len(left) > 1 else ""
+        print(f"{source}: the relay would hold this: {left[0]}{more}", file=sys.stderr)
     file.write(target)
 
 
-def _merge(work: Path, target: Path) -> None:
-    for path in sorted(work.rglob("*")):
-        if path.is_file():
-            result = target / path.relative_to(work)
-            result.parent.mkdir(parents=True, exist_ok=True)
-            path.replace(result)
+@cache
+def _numbers(kind: str, value: str) -> int:
+    """Running numbers for a trial."""
+    _counts[kind] += 1
+    return _counts[kind]
+
+
+_counts: Counter[str] = Counter()
+
+
+def _publish(work: Path, target: Path) -> None:
+    if not work.is_dir():
+        if work.exists():
+            work.replace(target)
+        return
+    for path in _files(work):
+        result = target / path.relative_to(work)
+        result.parent.mkdir(parents=True, exist_ok=True)
+        path.replace(result)
 
 
 def _error(text: str) -> int:
@@ -129,7 +149,67 @@ def _error(text: str) -> int:
     return ERROR
 
 
-def _check(options): ...
-def _diff(options): ...
-def _coverage(options): ...
-def _numbers(): ...
+def _check(options: argparse.Namespace) -> int:
+    found: list[dict[str, Any]] = []
+    for name in options.file:
+        try:
+            script = parse(read_step(name, options.lookup))
+            found.append({"script": name, "language": script.language,
+                          "findings": [asdict(finding) for finding in tools.check(script)]})
+        except (ScriptError, Unusable) as error:
+            found.append({"script": name, "language": None, "findings": [
+                {"text": str(error), "line": getattr(error, "line", 0), "grave": True}]})
+    if options.json:
+        print_json(found)
+    else:
+        for row in found:
+            print(f"{row['script']}: {row['language'] or 'cannot be used'}")
+            for finding in row["findings"]:
+                where = f"line {finding['line']}: " if finding["line"] and row["language"] else ""
+                print(f"  {'ERROR  ' if finding['grave'] else 'remark '} {where}{finding['text']}")
+    return FINDINGS if any(finding["grave"] for row in found for finding in row["findings"]) else DONE
+
+
+def _diff(options: argparse.Namespace) -> int:
+    try:
+        changes = tools.difference(File.read(options.before).dataset, File.read(options.after).dataset)
+    except Broken as error:
+        return _error(f"not readable as DICOM: {error}")
+    except OSError as error:
+        return _error(f"{error.filename}: {error.strerror}")
+    rows = [{**asdict(change), "tag": show(change.tag)} for change in changes]
+    if options.json:
+        print_json(rows)
+    else:
+        report.print_rows(report.console(), [{key: row[key] for key in ("path", "keyword", "before", "after")}
+                                             for row in rows], "no difference")
+    return DONE
+
+
+def _coverage(options: argparse.Namespace) -> int:
+    try:
+        scripts = [load(read_step(name, options.lookup)) for name in options.file]
+        found = tools.coverage(scripts, options.data, options.planted)
+    except Unusable as error:
+        return _error(str(error))
+    except OSError as error:
+        return _error(f"{error.filename}: {error.strerror}")
+    survivors = [row for row in (*found.attributes, found.private) if row.survived]
+    if options.json:
+        print_json(asdict(found))
+    else:
+        print(f"{found.files} files: {found.done} de-identified, {found.rejected} rejected by the scripts, "
+              f"{len(found.failures)} failed")
+        for name, reason in found.failures:
+            print(f"  {name}: {reason}")
+        console = report.console()
+        report.print_rows(console, [{"tag": show(row.tag) if row.tag else "", "attribute": row.keyword, "PS3.15":
+                                     row.action, "in files": row.present, "survived in": row.survived}
+                                    for row in survivors], "no attribute that PS3.15 would change survives",
+                          "\nattributes that PS3.15 would change and that survive")
+        report.print_rows(console, [{"path": leak.path, "value of": show(leak.source) if leak.source else "undecodable",
+                                     "files": leak.files} for leak in found.leaks],
+                          "no identifier of the data survives", "\nidentifiers of the data that survive")
+        for text, count in zip(options.planted, found.planted, strict=True):
+            print(f"planted {text!r}: left in {count} of {found.done}")
+    return FINDINGS if survivors or found.leaks or found.failures or any(found.planted) else DONE

@@ -199,7 +199,7 @@ class Route(_Table):
     headers: dict[Tag, Annotated[str, AfterValidator(_template)]] = Field(default_factory=dict, description="Set after the scripts: texts with {project}, {subject}, {session} and {accession} as identification or a reviewer gave them.", examples=[{"0008,0050": "{accession}", "0008,1030": "{project}", "0010,0010": "{subject}", "0010,0020": "{session}"}])
     identifiers: tuple[Tag, ...] = Field((), description="More elements whose original values must not be left anywhere in the result; name, IDs, birth date and accession number always are.", examples=[["0008,0080"]])
     keep: tuple[Tag, ...] = Field((), description="Elements in which original values may stay.", examples=[["0010,0030"]])
-    pixel_risks: tuple[Risk, ...] = Field((), description=f"Kinds of objects that go on without a look at their pixels: {', '.join(Risk)}.", examples=[["ultrasound"]])
+    pixel_risks_allowed: tuple[Risk, ...] = Field((), description=f"Kinds of objects that go on without a look at their pixels: {', '.join(Risk)}.", examples=[["ultrasound"]])
 
 
 class Deidentify(_Table):

@@ -16,7 +16,7 @@ from typing import Any
 
 from relay_agent import instance
 from relay_agent.config import Config
-from relay_agent.dataset import Broken, Dataset
+from relay_agent.dataset import Broken, Dataset, show
 from relay_agent.deidentify.make import context, deidentify
 from relay_agent.deidentify.recipe import Recipe, Unusable
 from relay_agent.deidentify.script import Context, Failed, Rejected
@@ -140,7 +140,8 @@ def dry_run(recipe: Recipe, told: Context, path: Path) -> list[dict[str, Any]]:
     rules: dict[str, str] = {}
 
     def watch(data: Dataset, tag: int) -> None:
-        rules[f"{where(data)}{tag:08X}"] = told.rule
+        rules[where(data) + show(tag)] = told.rule
+
     file.dataset.watch = watch
     deidentify(recipe, file, told)
     found = difference(before.dataset, file.dataset)
@@ -148,13 +149,13 @@ def dry_run(recipe: Recipe, told: Context, path: Path) -> list[dict[str, Any]]:
 
 
 def where(data: Dataset) -> str:
-    """The path of an item, as ``TAG[index]/…``; empty for the outermost data set."""
+    """The path of an item, as ``(gggg,eeee)[index]/``; empty for the outermost data set."""
     if data.parent is None:
         return ""
     for element in data.parent:
         for index, item in enumerate(data.parent.items(element.tag)):
             if item is data:
-                return f"{where(data.parent)}{element.tag:08X}[{index}]/"
+                return f"{where(data.parent)}{show(element.tag)}[{index}]/"
     return where(data.parent)  # an item that is still being made
 
 
@@ -163,7 +164,7 @@ def _rule(rules: dict[str, str], path: str) -> str:
     while path:
         if path in rules:
             return rules[path]
-        path = path.rpartition("/")[0].rpartition("[")[0]
+        path = path.rpartition("/")[0].rpartition("[")[0]  # the sequence that holds it
     return ""
 
 

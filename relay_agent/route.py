@@ -109,7 +109,7 @@ def _why_review(ledger: Ledger, shipment: int, route: Route, made: bool, lapsed:
                           shipment)
         counts: Counter[str] = Counter()
         for row in rows:
-            counts.update({kind: row["n"] for kind in json.loads(row["risks"]) if kind not in route.pixel_risks})
+            counts.update({kind: row["n"] for kind in json.loads(row["risks"]) if kind not in route.pixel_risks_allowed})
         reasons += [f"pixels may identify ({kind}: {counts[kind]} instances)" for kind in sorted(counts)]
     if reasons and lapsed:
         reasons.append("what was approved has changed since")

@@ -107,10 +107,10 @@ def deidentify(recipe: Recipe, file: File, context: Context) -> list[risk.Risk]:
 
     Raises :class:`Failed`, :class:`Rejected`.
     """
-    identifiers = residue.identifiers(file.dataset, recipe.search)
+    identifiers = residue.identifiers(file.dataset, recipe.search, (recipe.project, recipe.subject, recipe.session))
     pixels = file.dataset.get(PIXELS)
     # Of the object as it came: a script may delete the very elements that tell of the risk.
-    risks = risk.risks(file.dataset, file.transfer_syntax)
+    before = risk.risks(file.dataset, file.transfer_syntax)
     for step in recipe.steps:
         load(step).apply(file, context)
     context.rule = _LABELS
@@ -119,13 +119,12 @@ def deidentify(recipe: Recipe, file: File, context: Context) -> list[risk.Risk]:
             file.dataset.put_text(tag, text)
         except Undecodable:
             raise Failed(f"the text for {show(tag)} does not fit the character set of the object", _LABELS) from None
-    found = residue.search(file.dataset, identifiers, recipe.keep, (recipe.project, recipe.subject, recipe.session))
+    found = residue.search(file.dataset, identifiers, recipe.keep)
     if found:
-        first = found[0]
         more = f", and {len(found) - 1} more" if len(found) > 1 else ""
-        raise Failed(f"{first.path} still holds {first.what}{more}; extend the script, or list the tag in the route's "
-                     "keep if the project may have it", _RESIDUE)
-    return risk.remaining(risks, painted=file.dataset.get(PIXELS) is not pixels)
+        raise Failed(f"{found[0]}{more}; extend the script, or list the tag in the route's keep if the project may "
+                     "have it", _RESIDUE)
+    return risk.risks(file.dataset, file.transfer_syntax, before, file.dataset.get(PIXELS) is not pixels)
 
 
 class Numbers:

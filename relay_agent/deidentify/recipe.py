@@ -14,6 +14,7 @@ from relay_agent.config import Config, Route
 from relay_agent.deidentify import ctp, dicomedit, profile
 from relay_agent.deidentify.script import Script, ScriptError
 
+_PROFILE = re.compile(r"(?i)\s*ps3\.15\b")
 _PROPERTIES = re.compile(r"(?m)^\s*#?\s*(set|param|keep|remove)\.")
 _FILTER = re.compile(r"\.(equals|matches|contains|startsWith|endsWith|isLessThan|isGreaterThan)\w*\s*\(")
 _PIXELS = re.compile(r"\}\s*\(\s*\d+\s*,")
@@ -78,7 +79,7 @@ def recipe_of(config: Config, route: Route, *, project: str | None, subject: str
 
 def read_step(script: str, lookup: Path | None) -> Step:
     """A script as a configuration names it: a file, or the words of the DICOM profile. Raises :class:`Unusable`."""
-    if script.split(maxsplit=1)[0].lower() == profile.WORD:
+    if _PROFILE.match(script):
         return Step(script, script)
     try:
         path = Path(script)
@@ -103,7 +104,7 @@ def load(step: Step) -> Script:
 def parse(step: Step) -> Script:
     """As :func:`load`; raises :class:`relay_agent.deidentify.script.ScriptError` with line and column."""
     text, name = step.text, step.name
-    if text.split()[:1] and text.split()[0].lower() == profile.WORD:
+    if _PROFILE.match(text):
         return profile.parse(text, name)
     start = text.lstrip("\ufeff \t\r\n")
     if start.startswith("<"):

@@ -1,14 +1,13 @@
 """What may show or say who the patient is where no script can look: in pixels, documents, graphics and free text.
 
-The rule for a shipment: whatever :func:`risks` finds holds it for a person, unless the project lets that kind pass
-(:class:`Policy`). Nothing is recognised in the pixels themselves; the header says which objects may carry text (as in
+The rule for a shipment: whatever :func:`risks` finds holds it for a person, unless the route lets that kind pass
+(``pixel_risks_allowed``). Nothing is recognised in the pixels themselves; the header says which objects may carry text (as in
 Duke's study, 10.1007/s10278-024-01098-7, where that left 10 of 12,578 images with text).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -88,26 +87,6 @@ class Risk(NamedTuple):
 
     kind: Kind
     reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Policy:
-    """What a project lets pass; nothing by default."""
-
-    allowed: frozenset[Kind] = frozenset()
-
-    @classmethod
-    def of(cls, words: Iterable[str]) -> Policy:
-        """From a route's ``pixel_risks_allowed``. Raises ``ValueError`` that names the words there are."""
-        words = list(words)
-        unknown = [word for word in words if word not in set(Kind)]
-        if unknown:
-            raise ValueError(f"{unknown[0]!r} is no kind of pixel risk: {', '.join(Kind)}")
-        return cls(frozenset(map(Kind, words)))
-
-    def holding(self, risks: Iterable[Risk]) -> list[Risk]:
-        """Those that hold the session for a person."""
-        return [risk for risk in risks if risk.kind not in self.allowed]
 
 
 def risks(dataset: Dataset, transfer_syntax: str, before: Sequence[Risk] = (), painted: bool = False) -> list[Risk]:

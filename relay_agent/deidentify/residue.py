@@ -1,0 +1,353 @@
+"""The last line of defence: what identified the patient before is searched in everything that would leave the box.
+
+Whatever the scripts did, :func:`identifiers` of the original are searched by :func:`search` in every value of the
+result: all levels, private elements, text in any character set, and binary values as bytes (ASCII, UTF-16, and as the
+original was stored). A find quarantines the shipment. So that finds mean something, an identifier is not searched when
+it is too short or says nothing:
+
+* names: components of one or two letters (of one character in ideographic and phonetic groups; the whole name counts
+  all the same), particles such as "van der", prefix and suffix; a component counts only as a whole word ("Ann" is not
+  in "planning"), upper and lower case, accents and "ue" for "ü" do not matter;
+* numbers and codes: below three characters not at all, below five only as a whole value that is not numeric;
+  separators, other ones or none, and leading zeros do not matter; a number of less than eight digits is not searched in
+  DS, IS, DA, TM, DT and AS values, and in a UID only as a whole component;
+* dates: in the forms that people write; placeholders before 1905 are not searched;
+* words such as ANONYMOUS, UNKNOWN or PHANTOM; and what lies within a label that the project assigned.
+
+Not found is what is compressed (PDF streams), drawn in pixels, or misspelt.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass
+from datetime import date
+from functools import lru_cache
+
+from relay_agent import charset
+from relay_agent.dataset import TEXT, Dataset, Element, Where, show, vr_of
+
+PATIENT = frozenset({  # what is searched by default; the project may name more
+    0x00080050, 0x00100010, 0x00100020, 0x00100030, 0x00101000, 0x00101001, 0x00101005, 0x00101040, 0x00101050,
+    0x00101060, 0x00101090, 0x00102154, 0x00102155, 0x00102297, 0x00380010, 0x00380060, 0x00402016, 0x00402017})
+BINARY_LIMIT = 2**20  # larger binary values are images, spectra or curves
+_DOCUMENT = 0x00420011
+_PIXELS = 0x7FE0
+_EMPTY_WORDS = frozenset({
+    "anon", "anonym", "anonymous", "anonymized", "anonymised", "deidentified", "removed", "redacted", "unknown",
+    "unspecified", "undefined", "none", "null", "nobody", "noname", "test", "phantom", "patient", "name", "male",
+    "female", "other", "xxx", "xxxx", "van", "von", "der", "den", "del", "dos", "das", "los", "las", "bin", "ibn",
+    "ter", "ten", "the", "and"})
+_GERMAN = str.maketrans({"ä": "ae", "ö": "oe", "ü": "ue", "å": "aa", "ø": "oe"})
+_NUMERIC = frozenset({"DS", "IS", "DA", "TM", "DT", "AS"})
+_MONTHS = ("january|januar", "february|februar", "march|maerz|marz", "april", "may|mai", "june|juni", "july|juli",
+           "august", "september", "october|oktober", "november", "december|dezember")
+_SEPARATORS = b" -_./,:^=\\+()\0\t\r"
+_LOWER = bytes(range(256)).lower()
+_BETWEEN = r"[\s\-_/()+]{0,2}"
+
+
+@dataclass(frozen=True, slots=True)
+class Residue:
+    """An identifier that is still there: where, and the tag that it came from (0: text that nobody can read)."""
+
+    path: str
+    tag: int
+    source: int
+
+    def __str__(self) -> str:
+        """For people; never the value."""
+        what = f"the value of {show(self.source)} of the original" if self.source else "text that cannot be decoded"
+        return f"{self.path} holds {what}"
+
+
+class Identifiers:
+    """What identified a patient, compiled to be searched. The same values give the same object again."""
+
+    def __init__(self, values: Iterable[tuple[int, str, bytes, str | None]], allowed: Collection[str]) -> None:
+        self._allowed = [fold(label) for label in allowed if label.strip()]
+        self._whole: dict[str, int] = {}
+        self._raw: dict[bytes, int] = {}
+        needles: dict[str, int] = {}
+        patterns: set[tuple[int, str, bool]] = set()  # tag, pattern, whether it says little in numeric values
+        for tag, vr, stored, text in values:
+            for part in _stored_forms(vr, stored, text):
+                if len(tight := _squeeze(part)) >= 4:
+                    self._raw.setdefault(tight, tag)
+            for value in (text or "").split("\\"):
+                for needle, pattern, weak in _forms(vr, value):
+                    if pattern:
+                        needles.setdefault(needle, tag)
+                        patterns.add((tag, pattern, weak))
+                    else:
+                        self._whole.setdefault(needle, tag)
+        ascii_needles = {needle.encode() for needle in (*needles, *self._whole) if needle.isascii()}
+        self._needles = tuple(sorted(ascii_needles | set(self._raw)))
+        ordered = sorted(patterns, key=lambda one: (-len(one[1]), one))
+        self._sources = [tag for tag, _, _ in ordered]
+        groups = [f"(?P<g{number}>{pattern})" for number, (_, pattern, _) in enumerate(ordered)]
+        strong = [group for group, (_, _, weak) in zip(groups, ordered, strict=True) if not weak]
+        self._any = re.compile("|".join(groups)) if groups else None
+        self._strong = re.compile("|".join(strong)) if strong else None
+
+    def suspects(self, values: bytes) -> bool:
+        """A quick look at many values at once, ASCII or binary: False says that nothing is in them."""
+        squeezed = _squeeze(values)
+        return any(needle in squeezed for needle in self._needles)
+
+    def in_text(self, text: str, vr: str) -> int | None:
+        """The tag of the first identifier in a decoded value of a VR, or None."""
+        folded = fold(text)
+        if vr not in _NUMERIC and vr != "UI" and self._whole:
+            for part in folded.split("\\"):
+                if part.strip() not in self._allowed and (found := self._whole.get(squeezed(part))) is not None:
+                    return found
+        if vr == "UI":
+            folded = folded.replace(".", "|")  # separates numbers, and nothing bridges it
+        for label in self._allowed:
+            folded = folded.replace(label, "|")
+        pattern = self._strong if vr in _NUMERIC else self._any
+        match = pattern.search(folded) if pattern is not None else None
+        return self._source(match) if match is not None else None
+
+    def in_bytes(self, value: bytes) -> int | None:
+        """The tag of the first identifier in a binary value, or None."""
+        if not self.suspects(value):
+            return None
+        tight = _squeeze(value)
+        for needle, tag in self._raw.items():
+            if needle in tight:
+                return tag
+        if self._any is None:
+            return None
+        for text in (value.replace(b"\0", b"\n"), value.replace(b"\0", b"")):  # as it is, and UTF-16
+            for match in self._any.finditer(fold(text.decode("latin-1"))):
+                if len(squeezed(match.group())) > 3:  # three letters come about by chance in binary values
+                    return self._source(match)
+        return None
+
+    def without(self, text: str) -> str | None:
+        """The text with all identifiers cut out; None when it cannot be told what to cut."""
+        folded = fold(text)
+        if any(squeezed(word) in self._whole for word in folded.split()):
+            return "" if squeezed(folded) in self._whole else None  # too short to tell it from other words
+        if self._any is None or self._any.search(folded) is None:
+            return text
+        if len(folded) != len(text):
+            return None
+        kept, start = [], 0
+        for match in self._any.finditer(folded):
+            kept.append(text[start:match.start()])
+            start = match.end()
+        return " ".join(" ".join([*kept, text[start:]]).split())
+
+    def _source(self, match: re.Match[str]) -> int:
+        return self._sources[int(str(match.lastgroup)[1:])]
+
+
+def identifiers(dataset: Dataset, extra_tags: Collection[int] = (), allowed: Collection[str] = ()) -> Identifiers:
+    """The identifiers of an original, from ``PATIENT`` and further tags at any level.
+
+    ``allowed`` are labels that the project assigned: what lies within one is no find.
+    """
+    wanted = PATIENT.union(extra_tags) if extra_tags else PATIENT
+    found: dict[tuple[int, str, bytes, str | None], None] = {}
+    for item, element in _levels(dataset):
+        if element.tag in wanted and element.size:
+            vr = element.vr if element.vr in TEXT else vr_of(element.tag)
+            stored = element.value.rstrip(b" \0")
+            try:
+                text: str | None = charset.decode(stored, vr, item.charset)
+            except charset.Undecodable:
+                text = None
+            found[element.tag, vr, stored, text] = None
+    return _compiled(tuple(found), tuple(allowed))
+
+
+@lru_cache(64)
+def _compiled(values: tuple[tuple[int, str, bytes, str | None], ...], allowed: tuple[str, ...]) -> Identifiers:
+    return Identifiers(values, allowed)
+
+
+def search(dataset: Dataset, identifiers: Identifiers, kept: Collection[int] = ()) -> list[Residue]:
+    """Where identifiers of the original are still in a data set.
+
+    ``kept`` are tags that the project keeps as they are: neither they nor what they held are looked at. Raises
+    :class:`relay_agent.dataset.Broken` when a sequence cannot be read.
+    """
+    values = []
+    for item, element in _levels(dataset):
+        if element.tag not in kept and searched(element):
+            value = element.value
+            if element.vr in TEXT and (not value.isascii() or b"\x1b" in value):
+                if _in_element(item, element, identifiers) is not None:
+                    break
+            else:
+                values.append(value)
+    else:
+        if not identifiers.suspects(b"\n".join(values)):
+            return []
+    return list(_thorough(dataset, identifiers, kept))
+
+
+def _thorough(dataset: Dataset, identifiers: Identifiers, kept: Collection[int]) -> Iterator[Residue]:
+    for where, item, element in dataset.walk():
+        if element.tag in kept or not searched(element):
+            continue
+        source = _in_element(item, element, identifiers)
+        if source is not None and (source not in kept or not source):
+            yield Residue(path_text(where, element.tag), element.tag, source)
+
+
+def _in_element(item: Dataset, element: Element, identifiers: Identifiers) -> int | None:
+    value = element.value
+    vr = element.vr
+    if vr not in TEXT and vr != "UN":
+        return identifiers.in_bytes(value)
+    try:
+        text = charset.decode(value.rstrip(b" \0"), vr, item.charset)
+    except charset.Undecodable:
+        return identifiers.in_bytes(value) if vr == "UN" else identifiers.in_bytes(value) or 0
+    if vr == "UN" and not text.isprintable():
+        return identifiers.in_bytes(value)
+    return identifiers.in_text(text, vr)
+
+
+def searched(element: Element) -> bool:
+    """Whether identifiers are looked for in a value: not in pixel data and in what is too large to be text."""
+    if element.fragments or element.tag >> 16 == _PIXELS or element.vr == "SQ":
+        return False
+    return element.vr in TEXT or element.size <= BINARY_LIMIT or element.tag == _DOCUMENT
+
+
+def _levels(dataset: Dataset) -> Iterator[tuple[Dataset, Element]]:
+    for element in dataset:
+        yield dataset, element
+        if element.vr in {"SQ", "UN"}:
+            for item in dataset.items(element.tag):
+                yield from _levels(item)
+
+
+def path_text(where: Where, tag: int) -> str:
+    """A place as people and DicomEdit write it: ``(0040,0275)[0]/(0040,0007)``."""
+    return "/".join([*(f"{show(sequence)}[{index}]" for sequence, index in where), show(tag)])
+
+
+def fold(text: str) -> str:
+    """Without case, accents and forms of width."""
+    if text.isascii():
+        return text.lower()
+    parts = unicodedata.normalize("NFKD", text.casefold())
+    return unicodedata.normalize("NFC", "".join(c for c in parts if not unicodedata.combining(c)))
+
+
+def squeezed(text: str) -> str:
+    """Folded, letters and digits only."""
+    return "".join(c for c in fold(text) if c.isalnum())
+
+
+def _squeeze(value: bytes) -> bytes:
+    return value.translate(_LOWER, _SEPARATORS)
+
+
+def _stored_forms(vr: str, stored: bytes, text: str | None) -> Iterator[bytes]:
+    """The parts of a value with other characters than ASCII as binary values may hold them."""
+    if stored.isascii() and b"\x1b" not in stored:
+        return
+    yield from re.split(rb"[\\^=]", stored) if vr == "PN" else [stored]
+    for part in re.split(r"[\\^=]" if vr == "PN" else r"\\", text or ""):
+        for case in {part, part.lower(), part.upper(), part.title()}:
+            yield from (case.encode(encoding) for encoding in ("utf-8", "utf-16-le", "utf-16-be"))
+
+
+def _forms(vr: str, value: str) -> Iterator[tuple[str, str, bool]]:
+    """How a value may appear: needle for the quick look, pattern for the sure one, whether it is weak.
+
+    An empty pattern: only as a whole value.
+    """
+    if vr == "PN":
+        yield from _name_forms(value)
+    elif vr == "DA":
+        yield from _date_forms(value.strip())
+    else:
+        yield from _code_forms(value)
+
+
+def _name_forms(value: str) -> Iterator[tuple[str, str, bool]]:
+    for group in value.split("="):
+        components = [component.strip() for component in group.split("^")[:3]]
+        for component in components:
+            words = re.split(r"[\s\-]+", component)
+            for part in {component, *(words if len(words) > 1 else ())}:
+                for form in _spellings(part):
+                    least = 3 if form.isascii() else 2
+                    if len(squeezed(form)) >= least and squeezed(form) not in _EMPTY_WORDS and not form.isdigit():
+                        yield squeezed(form), _word(form), True
+        if len(components) > 1 and components[0] and components[1]:
+            for family in _spellings(components[0]):
+                for given in _spellings(components[1]):
+                    if not _EMPTY_WORDS.issuperset({squeezed(family), squeezed(given)}):
+                        for form in (f"{family} {given}", f"{given} {family}"):
+                            if len(squeezed(form)) >= (5 if form.isascii() else 3):
+                                yield squeezed(form), _word(form), True
+
+
+def _spellings(text: str) -> set[str]:
+    german = fold(unicodedata.normalize("NFC", text).casefold().translate(_GERMAN))
+    return {fold(text), german}
+
+
+def _word(text: str) -> str:
+    words = r"[\W_]*".join(re.escape(word) for word in re.split(r"[\W_]+", text) if word)
+    return words if not text.isascii() and not any("a" <= c <= "z" for c in text) else _bounded(words, text)
+
+
+def _bounded(pattern: str, text: str) -> str:
+    """Not within a longer word or number."""
+    kinds = [r"\d" if end.isdigit() else r"[^\W\d_]" for end in (text.strip()[:1], text.strip()[-1:])]
+    return f"(?<!{kinds[0]}){pattern}(?!{kinds[1]})"
+
+
+def _code_forms(value: str) -> Iterator[tuple[str, str, bool]]:
+    code = squeezed(value)
+    if code.isdecimal() and len(code.lstrip("0")) >= 5:
+        core = code.lstrip("0")
+        extra = re.escape("".join({c for c in value if c in ".,:"}))
+        between = f"[\\s\\-_/()+{extra}]{{0,2}}"
+        yield core, f"(?<!\\d){'' if extra else '0*'}{between.join(core)}(?!\\d)", len(core) < 8
+    elif code.isdecimal() or len(code) < 5:
+        if len(code) >= 3 and code not in _EMPTY_WORDS and code.strip("0"):
+            yield code, "", True
+    elif code not in _EMPTY_WORDS:
+        if len(code) <= 24:
+            yield code, _bounded(_BETWEEN.join(re.escape(c) for c in code), code), False
+        else:
+            yield code, _word(fold(value)), False
+
+
+def _date_forms(value: str) -> Iterator[tuple[str, str, bool]]:
+    digits = value.replace(".", "")
+    try:
+        day = date(int(digits[:4]), int(digits[4:6]), int(digits[6:8]))
+    except ValueError:
+        return
+    if day.year < 1905 or len(digits) != 8:
+        return
+    y, m, d = f"{day:%Y}", f"{day:%m}", f"{day:%d}"
+    after = r"(?:(?=\d{6})|(?!\d))"  # a time may follow
+    yield y + m + d, rf"(?<!\d){y}[\W_]?{m}[\W_]?{d}{after}", False
+    for first, second in ((d, m), (m, d)):
+        yield first + second + y, rf"(?<!\d){first}[\W_]?{second}[\W_]?{y}(?!\d)", False
+        short = first.lstrip("0"), second.lstrip("0")
+        one = rf"(?<!\d)0?{short[0]}[./\-]\s?0?{short[1]}[./\-]\s?"
+        for needle in {first, short[0]}:
+            for following in {second, short[1]}:
+                yield needle + following + y, one + y + r"(?!\d)", False
+                yield needle + following + y[2:], one + y[2:] + r"(?!\d)", True
+    for month in _MONTHS[day.month - 1].split("|"):
+        name = f"{month[:3]}(?:{month[3:]})?"
+        bare = d.lstrip("0")
+        for needle in (bare + month[:3], month[:3] + bare, month[:3] + d, month + bare, month + d):
+            yield needle, rf"(?<!\d)0?{bare}[\W_]*{name}[\W_]*{y}|{name}[\W_]*0?{bare}[\W_]+{y}", False
