@@ -113,7 +113,8 @@ class Association:
         request = negotiate.read(bytes(self._wire.take(length)))
         refusal = negotiate.refusal(request, self._receivers, self._peer, self._crowded)
         if refusal:
-            log.warning("association rejected: %s", negotiate.WORDS[refusal], extra={"peer": self._peer})
+            log.warning("association rejected: %s", negotiate.WORDS[refusal], extra={
+                "peer": self._peer, "calling_ae": request.calling_ae, "called_ae": request.called_ae})
             self._last_word(wire.reject(*refusal))
             return False
         receiver = self._receivers[request.called_ae]

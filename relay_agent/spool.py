@@ -7,6 +7,7 @@ data set does not hash to its name was cut off by a crash before anybody was tol
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import os
 import secrets
@@ -166,13 +167,16 @@ class Incoming:
         The name comes before the one sync, so that the file system's journal writes content and name together;
         ``link`` and not ``rename``, because a copy that is already there may be somebody's promise.
         """
+        fcntl.flock(self._fd, fcntl.LOCK_EX)  # until it is closed: the name may be taken away again till then
         synced, linked = self._fd, False
         try:
-            try:
-                os.link(self._partial, final)
-                linked = True
-            except FileExistsError:  # sent twice within the hour: the promise is the file that is there
-                synced = os.open(final, os.O_RDONLY | os.O_CLOEXEC)
+            while not linked and synced == self._fd:
+                try:
+                    os.link(self._partial, final)
+                    linked = True
+                except FileExistsError:  # sent twice within the hour: the promise is the file that is there
+                    found = _promised(final)
+                    synced = self._fd if found is None else found
             os.unlink(self._partial)
             os.fsync(synced)
             sync_folder(self._folder)
@@ -189,6 +193,25 @@ class Incoming:
         if self._fd >= 0:
             os.close(self._fd)
             Path(self._partial).unlink(missing_ok=True)
+
+
+def _promised(final: str) -> int | None:
+    """A descriptor of the file that has this name and keeps it, once who gave it the name is done; None if it went."""
+    try:
+        fd = os.open(final, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH)
+        if os.path.samestat(os.fstat(fd), os.stat(final)):
+            return fd
+    except FileNotFoundError:
+        pass
+    except BaseException:
+        os.close(fd)
+        raise
+    os.close(fd)
+    return None
 
 
 def _write_all(fd: int, fragments: list[bytes | memoryview]) -> None:

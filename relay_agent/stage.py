@@ -12,6 +12,7 @@ import re
 import sqlite3
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -73,6 +74,7 @@ class Landing:
         self._spool = spool
         self._seen: dict[Path, tuple[tuple[int, int], float]] = {}
         self._next_scan = 0.0
+        self._failing: dict[str, str] = {}  # what cannot be taken in, and why
         self.touched = threading.Event()
         config.landing.mkdir(parents=True, exist_ok=True)
         for receiver in config.receiver:
@@ -94,6 +96,12 @@ class Landing:
             self._observer.stop()
             self._observer.join(5)
 
+    @property
+    def trouble(self) -> str:
+        """Why files or folders cannot be taken in, and how many; empty when all is well. Names may be patients'."""
+        reasons = Counter(self._failing.copy().values())
+        return "; ".join(f"{count} × {why}" for why, count in sorted(reasons.items()))
+
     def scan(self, now: Callable[[], float] = time.monotonic) -> int:
         """Take in the files that have not changed for the configured time; how many."""
         if self.touched.is_set() or self._seen:
@@ -102,8 +110,9 @@ class Landing:
             return 0
         self._next_scan = now() + self._config.stage.rescan
         taken = 0
+        unread: dict[str, str] = {}
         present: dict[Path, tuple[tuple[int, int], float]] = {}
-        for path in self._files():
+        for path in self._files(unread):
             try:
                 status = path.stat()
             except FileNotFoundError:
@@ -117,11 +126,16 @@ class Landing:
             else:
                 taken += self._take(path, state, present)
         self._seen = present
+        self._failing = {name: why for name, why in self._failing.items() if Path(name) in present} | unread
         self._taken = {path: state for path, state in self._taken.items() if path in present}
         return taken
 
-    def _files(self) -> Iterator[Path]:
-        for folder, _, names in os.walk(self._config.landing):
+    def _files(self, unread: dict[str, str]) -> Iterator[Path]:
+        def cannot(error: OSError) -> None:
+            if not isinstance(error, FileNotFoundError):  # it went meanwhile
+                unread[str(error.filename)] = str(error.strerror)
+
+        for folder, _, names in os.walk(self._config.landing, onerror=cannot):
             for name in names:
                 path = Path(folder, name)
                 if not path.is_symlink() and path.is_file():
@@ -144,7 +158,9 @@ class Landing:
         except OSError as error:
             log.error("a file in the landing directory cannot be taken in: %s", error.strerror)
             present[path] = (state, time.monotonic())
+            self._failing[str(path)] = str(error.strerror)
             return 0
+        self._failing.pop(str(path), None)
         if problem:
             log.warning("a file from the landing directory was quarantined: %s", problem)
         self._tidy(path.parent)

@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 _SETTLED = 15.0  # seconds after which a file must be in the ledger
 _AUDIT = 3600.0
 _WATCH = 30.0
+_REPORT = 5.0
 _GRACE = 10.0  # seconds that deliveries have to end when the service stops
 
 
@@ -55,12 +56,12 @@ class Worker:
         threads = [threading.Thread(target=s.run, args=(self._work[d.name],), name=f"ship-{d.name}", daemon=True)
                    for s, d in zip(self._shippers, self._config.destination, strict=True)]
         threads.append(threading.Thread(target=self._deidentifier.run, name="deidentify", daemon=True))
-        threads.append(threading.Thread(target=self._watch, name="alerts", daemon=True))
+        # In threads of their own: a mail server or a caller that hangs must not hold up the shipments.
+        threads.append(threading.Thread(target=self._repeat, args=(_WATCH, self._tell), name="alerts", daemon=True))
+        threads.append(threading.Thread(target=self._repeat, args=(_REPORT, self._report), name="reports", daemon=True))
         for thread in threads:
             thread.start()
-        chores = [_Chore(_AUDIT, self._audit), _Chore(60.0, self._look_for_strays),
-                  _Chore(10.0, self._purge),
-                  _Chore(5.0, lambda: report_due(self._config, self._ledger, self._spool)),
+        chores = [_Chore(_AUDIT, self._audit), _Chore(60.0, self._look_for_strays), _Chore(10.0, self._purge),
                   _Chore(60.0, self._ledger.settle)]
         with self._ledger.write() as connection:
             note(connection, None, "the worker started")
@@ -109,10 +110,12 @@ class Worker:
         self._missing = len(missing_files(self._ledger, self._spool))
         self._miscounted = recount(self._ledger)
 
-    def _watch(self) -> None:
-        """Alerts, in a thread of their own: a mail server that hangs must not hold up the shipments."""
-        while not self._stop.wait(_WATCH):
-            self._guard(self._tell)
+    def _repeat(self, every: float, action: Callable[[], int | None]) -> None:
+        while not self._stop.wait(every):
+            self._guard(action)
+
+    def _report(self) -> int:
+        return report_due(self._config, self._ledger, self._spool)
 
     def _tell(self) -> None:
         tokens = {d.name: s.there.trouble for s, d in zip(self._shippers, self._config.destination, strict=True)
@@ -124,6 +127,10 @@ class Worker:
         if self._miscounted:
             extra.append(alert.Condition("ledger miscounted", "ledger", f"{self._miscounted} instances are not where "
                                          "the ledger's sums have them: rows were changed by other means"))
+        if self._landing.trouble:
+            extra.append(alert.Condition("landing", "files", "Files in the landing directory cannot be taken in: "
+                                         f"{self._landing.trouble}. They stay there and are tried again; look after "
+                                         "their owner and mode, and after the disk"))
         found = alert.conditions(self._config, self._ledger, self._spool, tokens=tokens, extra=extra, now=time.time())
         alert.tell(self._config, self._ledger, found, self._mailer, time.time())
 

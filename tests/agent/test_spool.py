@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from relay_agent import spool as spool_module
 from relay_agent.spool import PARTIAL, SpaceShort, Spool, Stored
 
 HEADER = b"header"
@@ -127,6 +128,36 @@ def test_a_failing_repeat_does_not_take_the_first_copy_away(spool: Spool, monkey
     with pytest.raises(OSError, match="Input/output"):
         put(spool, b"data")
     assert there(spool) == [stored.path]
+
+
+def test_a_name_that_is_taken_away_again_is_nobodys_promise(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first fails to sync its folder while a second one, with the same bytes, has found its file."""
+    sync_folder, found, kept = spool_module.sync_folder, threading.Event(), []
+    second = threading.Thread(target=lambda: kept.append(put(spool, b"data")))
+
+    def failing(folder: str) -> None:
+        if threading.current_thread() is second:
+            sync_folder(folder)
+            return
+        second.start()
+        assert found.wait(60)
+        second.join(0.5)  # would be long enough to promise what goes away now
+        raise OSError(5, "Input/output error")
+
+    def watch(path: str, *arguments: int) -> int:
+        if threading.current_thread() is second and path.endswith(".dcm"):
+            found.set()
+        return os_open(path, *arguments)
+
+    os_open = os.open
+    (spool.folder / put(spool, b"other").path).unlink()  # its folders are made
+    monkeypatch.setattr(os, "open", watch)
+    monkeypatch.setattr(spool_module, "sync_folder", failing)
+    with pytest.raises(OSError, match="Input/output"):
+        put(spool, b"data")
+    second.join(60)
+    assert there(spool) == [stored.path for stored in kept] and len(kept) == 1
+    assert (spool.folder / kept[0].path).read_bytes() == HEADER + b"data"
 
 
 @pytest.mark.parametrize("fragments", [[], [b"some"], [b"some", b"more"]])

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from relay_agent import dicom
+from relay_agent import dicom, stage
 from relay_agent.book import missing_files, reconcile
 from relay_agent.ledger import State, balance
 from relay_agent.spool import PARTIAL
@@ -338,6 +338,33 @@ def test_the_landing_directory_is_emptied_when_its_files_stopped_growing(tmp_pat
         assert landing.scan(lambda: 60.0) == 1
         assert box.ledger.value("SELECT via FROM instance") == "landing"
         assert list(box.config.landing.rglob("*")) == [box.config.landing / "RELAY"]
+    finally:
+        landing.close()
+
+
+def test_what_cannot_be_taken_in_is_trouble_until_it_can(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    box = Box(tmp_path, SETTINGS + '[stage]\nlanding_stable = "1 s"\nrescan = "1 s"\n')
+    landing = Landing(box.config, box.ledger, box.spool)
+
+    def refused(path: Path, *_: object) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    try:
+        for name in ("Doe^John.dcm", "Doe^Jane.dcm", "Roe.dcm"):
+            (box.config.landing / name).write_bytes(Image(sop=f"1.2.{len(name)}").file())
+        with monkeypatch.context() as patch:
+            patch.setattr(stage, "take_in", refused)
+            assert [landing.scan(lambda now=now: now) for now in (0.0, 2.0)] == [0, 0]
+        assert landing.trouble == "3 × Permission denied"
+        (box.config.landing / "Roe.dcm").unlink()
+        again = time.monotonic() + 10
+        assert landing.scan(lambda: again) == 2 and landing.trouble == ""
+        with monkeypatch.context() as patch:  # a folder that cannot be read; root could
+            patch.setattr(os, "walk", lambda top, onerror: onerror(PermissionError(13, "Permission denied", "x")) or [])
+            landing.scan(lambda: again + 20)
+        assert landing.trouble == "1 × Permission denied"
+        landing.scan(lambda: again + 30)
+        assert landing.trouble == ""
     finally:
         landing.close()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -80,6 +81,19 @@ def test_called_title_unknown(strict: Agent) -> None:
     for called in ("NOSUCH", "titles", "NETS"):
         assert answer(strict, "TITLES", called=called, calling="MR1") == CALLED_UNKNOWN
         assert answer(strict, "TITLES", called=called, calling="STRANGER") == CALLED_UNKNOWN
+
+
+def test_the_log_says_who_called_whom(strict: Agent) -> None:
+    """Enough to mend it at the scanner or in the list; a title that is none is empty there."""
+    assert answer(strict, "TITLES", called="NOSUCH", calling="MR 1") == CALLED_UNKNOWN
+    assert answer(strict, "TITLES", calling="A\nB") == CALLING_UNKNOWN
+
+    def told() -> bool:
+        lines = [json.loads(line) for line in strict.log.splitlines() if "association rejected" in line]
+        calls = {(line["peer"], line["calling_ae"], line["called_ae"]) for line in lines}
+        return calls >= {("127.0.0.1", "MR 1", "NOSUCH"), ("127.0.0.1", "", "TITLES")}
+
+    wait_for(told, say=strict.log)
 
 
 @pytest.mark.parametrize("title", ["", "A\\B", "A\nB", "\0\0"])
