@@ -18,7 +18,7 @@ from relay_agent.console import DONE, FINDINGS, commands_of, print_json
 from relay_agent.dataset import Broken, show
 from relay_agent.deidentify import residue, tools
 from relay_agent.deidentify.make import context
-from relay_agent.deidentify.recipe import Recipe, Step, Unusable, load, parse, read_step
+from relay_agent.deidentify.recipe import Recipe, Unusable, load, parse, read_step
 from relay_agent.deidentify.script import Failed, Rejected, ScriptError
 from relay_agent.instance import File
 
@@ -38,7 +38,7 @@ def add(commands: Any) -> None:
     for label in ("project", "subject", "session"):
         sub.add_argument(f"--{label}", default="", metavar="LABEL", help=f"the variable {label}")
     sub.add_argument("--strict", action="store_true", help="as in the relay: identifiers that are left are an error")
-    sub.add_argument("paths", nargs="*", type=Path, metavar="IN OUT", help="a file or folder, and where the result goes")
+    sub.add_argument("paths", nargs="*", type=Path, metavar="IN OUT", help="file or folder, and where the result goes")
     script = commands.add_parser("script", help="tools for authors of scripts: check, diff, coverage",
                                  description="Tools for authors of anonymisation scripts.",
                                  epilog="example:\n  relay-agent script check site.das",
@@ -47,11 +47,11 @@ def add(commands: Any) -> None:
     sub = command("check", _check, "parse scripts and say what their author should know", "check site.das", prints=True)
     sub.add_argument("file", nargs="+")
     sub.add_argument("--lookup", type=Path, metavar="FILE", help="lookup table of the scripts")
-    sub = command("diff", _diff, "what changed from one file to another, tag by tag", "diff in.dcm out.dcm", prints=True)
+    sub = command("diff", _diff, "what changed between two files, tag by tag", "diff in.dcm out.dcm", prints=True)
     sub.add_argument("before", type=Path, metavar="IN")
     sub.add_argument("after", type=Path, metavar="OUT")
     sub = command("coverage", _coverage, "which identifying attributes of PS3.15, and which identifiers of the data, "
-                  "would survive scripts on a folder of samples", "coverage site.das p1.das --data samples/", prints=True)
+                  "would survive scripts on a folder of samples", "coverage site.das --data samples/", prints=True)
     sub.add_argument("file", nargs="+")
     sub.add_argument("--data", type=Path, required=True, metavar="FOLDER", help="sample files")
     sub.add_argument("--lookup", type=Path, metavar="FILE", help="lookup table of the scripts")
@@ -78,6 +78,10 @@ def _deidentify(options: argparse.Namespace) -> int:
         return _error(f"{source} is not there")
     if source.resolve() == target.resolve():
         return _error("the result cannot go where the data come from")
+    return _run(recipe, source, target, options.strict)
+
+
+def _run(recipe: Recipe, source: Path, target: Path, strict: bool) -> int:
     work = target.with_name(f".{target.name}.{secrets.token_hex(4)}")  # all or nothing
     file = source
     try:
@@ -86,7 +90,7 @@ def _deidentify(options: argparse.Namespace) -> int:
             result = work / file.relative_to(source) if source.is_dir() else work
             result.parent.mkdir(parents=True, exist_ok=True)
             try:
-                _one(recipe, file, result, options.strict)
+                _one(recipe, file, result, strict)
             except Rejected as error:
                 rejected += 1
                 print(f"{file}: {error}", file=sys.stderr)

@@ -172,7 +172,7 @@ def thumbnails(config: Config, ledger: Ledger, shipment: int, *, identified: boo
                ) -> Iterator[tuple[str, str, bytes | str]]:
     """Of each series: its UID, its number, and a PNG of the middle instance (or why there is none).
 
-    The patient-free view shows what was made; where nothing was made yet, nothing.
+    The patient-free view shows what was made, unless its pixels may identify; where nothing was made yet, nothing.
     """
     for row in ledger.all("SELECT series_uid, series_number FROM instance WHERE shipment = ? GROUP BY series_uid "
                           "ORDER BY min(id)", shipment):
@@ -180,6 +180,9 @@ def thumbnails(config: Config, ledger: Ledger, shipment: int, *, identified: boo
             "SELECT id FROM instance WHERE shipment = ? AND series_uid = ? "
             "ORDER BY cast(instance_number AS INTEGER), id", shipment, row["series_uid"])]
         middle = numbers[len(numbers) // 2]
+        if not identified and ledger.value("SELECT risks FROM made WHERE instance = ?", middle) not in (None, "[]"):
+            yield row["series_uid"], row["series_number"] or "", "not shown: its pixels may identify the patient"
+            continue
         path = _received(config, ledger, middle) if identified else _made(config, ledger, middle)
         try:
             picture: bytes | str = thumbnail(File.read(path)) if path is not None else "not de-identified yet"

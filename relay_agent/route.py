@@ -109,7 +109,8 @@ def _why_review(ledger: Ledger, shipment: int, route: Route, made: bool, lapsed:
                           shipment)
         counts: Counter[str] = Counter()
         for row in rows:
-            counts.update({kind: row["n"] for kind in json.loads(row["risks"]) if kind not in route.pixel_risks_allowed})
+            kinds = set(json.loads(row["risks"])) - set(route.pixel_risks_allowed)
+            counts.update(dict.fromkeys(kinds, row["n"]))
         reasons += [f"pixels may identify ({kind}: {counts[kind]} instances)" for kind in sorted(counts)]
     if reasons and lapsed:
         reasons.append("what was approved has changed since")

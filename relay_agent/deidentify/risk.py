@@ -1,8 +1,8 @@
 """What may show or say who the patient is where no script can look: in pixels, documents, graphics and free text.
 
 The rule for a shipment: whatever :func:`risks` finds holds it for a person, unless the route lets that kind pass
-(``pixel_risks_allowed``). Nothing is recognised in the pixels themselves; the header says which objects may carry text (as in
-Duke's study, 10.1007/s10278-024-01098-7, where that left 10 of 12,578 images with text).
+(``pixel_risks_allowed``). Nothing is recognised in the pixels themselves; the header says which objects may carry text
+(as in Duke's study, 10.1007/s10278-024-01098-7, where that left 10 of 12,578 images with text).
 """
 
 from __future__ import annotations

@@ -6,14 +6,17 @@ import json
 import logging
 import multiprocessing
 import os
+import resource
 import secrets
 import shutil
 import sqlite3
+import tempfile
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from datetime import datetime
+from pathlib import Path
 
 from relay_agent.config import Config, secret
 from relay_agent.deidentify.make import Made, Refusal, Task, make_all
@@ -23,6 +26,7 @@ from relay_agent.ledger import Ledger, State, move, note, set_apart
 
 log = logging.getLogger(__name__)
 
+_MEMORY = 4 * 2**30  # bytes of a process; the largest image that is decoded has that many
 _BATCH = 32  # instances that a child process takes at once; what a stopped worker has to do again at most
 
 
@@ -56,6 +60,13 @@ def forget(config: Config, connection: sqlite3.Connection, shipment: int) -> Non
     shutil.rmtree(config.deidentified / str(shipment), ignore_errors=True)
     connection.execute("DELETE FROM made WHERE shipment = ?", (shipment,))
     connection.execute("UPDATE shipment SET recipe = NULL WHERE id = ?", (shipment,))
+
+
+def _confine(folder: Path) -> None:
+    """What a decoder may take: memory for one large image, and room for it on the disk of the data, not in /tmp."""
+    tempfile.tempdir = str(folder)
+    _, most = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (_MEMORY, most))
 
 
 class Deidentifier:
@@ -126,7 +137,8 @@ class Deidentifier:
         tasks = [Task(part["id"], part["digest"], self._config.spool / part["path"], folder / f"{part['id']}.dcm")
                  for part in rows]
         if self._pool is None:  # spawned: a fork would copy the locks of the worker's threads
-            self._pool = ProcessPoolExecutor(self._processes, multiprocessing.get_context("spawn"))
+            self._pool = ProcessPoolExecutor(self._processes, multiprocessing.get_context("spawn"), _confine,
+                                             (self._config.deidentified,))
         size = max(min(_BATCH, len(tasks) // self._processes), 1)
         key, now = box_key(self._config, self._ledger), datetime.fromtimestamp(row["opened"])
         pending = [self._pool.submit(make_all, recipe, key, self._ledger.path, now, tasks[start:start + size])
