@@ -1,8 +1,9 @@
 """The frames of an image as arrays (PS3.3 section C.7.6.3, PS3.5 section 8 and annex A), whatever the transfer syntax.
 
 Compressed frames are decoded by pydicom with one fixed decoder for each syntax, so that the same object gives the same
-pixels everywhere. All of them but RLE are native code that reads what others have sent: call this in a child process
-whose memory is limited (``RLIMIT_AS``) and whose death is an answer.
+pixels everywhere. All of them but RLE are native code that reads what others have sent, and GDCM ends its process on
+some damaged JPEG: call this in a child process whose memory is limited (``RLIMIT_DATA``, which leaves mapped files
+alone) and whose death means that the object cannot be decoded.
 """
 
 from __future__ import annotations
@@ -194,20 +195,20 @@ class Image:
         """A decoder reserves what the codestream asks for: it must not ask for more than the header does."""
         if self.transfer_syntax == _RLE:
             return
-        stated = _stated_2000(frame) if self.transfer_syntax in _JPEG_2000 else _stated_jpeg(frame)
-        if stated != (self.rows, self.columns, self.samples):
-            raise Unreadable("a frame does not have the rows, columns and samples that the header says")
+        *stated, precision = _stated_2000(frame) if self.transfer_syntax in _JPEG_2000 else _stated_jpeg(frame)
+        if stated != [self.rows, self.columns, self.samples] or precision > self.bits:
+            raise Unreadable("a frame does not have the rows, columns, samples and bits that the header says")
 
 
-def _stated_2000(frame: bytes) -> tuple[int, int, int]:
-    """Rows, columns, components of a JPEG 2000 codestream (ISO 15444-1 A.5.1, SIZ follows SOC at once)."""
+def _stated_2000(frame: bytes) -> tuple[int, int, int, int]:
+    """Rows, columns, components, bits of a JPEG 2000 codestream (ISO 15444-1 A.5.1: SIZ follows SOC at once)."""
     start = frame.find(b"\xff\x4f\xff\x51")
-    right, bottom, left, top, *_, components = struct.unpack_from(">8IH", frame, start + 8)
-    return bottom - top, right - left, components
+    right, bottom, left, top, *_, components, depth = struct.unpack_from(">8IHB", frame, start + 8)
+    return bottom - top, right - left, components, (depth & 0x7F) + 1
 
 
-def _stated_jpeg(frame: bytes) -> tuple[int, int, int]:
-    """Rows, columns, components of a JPEG or JPEG-LS codestream (ISO 10918-1 B.2.2, ISO 14495-1 C.2.2)."""
+def _stated_jpeg(frame: bytes) -> tuple[int, int, int, int]:
+    """Rows, columns, components, bits of a JPEG or JPEG-LS codestream (ISO 10918-1 B.2.2, ISO 14495-1 C.2.2)."""
     position = 2
     while True:
         mark, code, length = struct.unpack_from(">BBH", frame, position)
@@ -216,8 +217,8 @@ def _stated_jpeg(frame: bytes) -> tuple[int, int, int]:
         if code == 0xFF:  # fill byte
             position += 1
         elif code == 0xF7 or (0xC0 <= code <= 0xCF and code not in (0xC4, 0xC8, 0xCC)):
-            rows, columns, components = struct.unpack_from(">HHB", frame, position + 5)
-            return rows, columns, components
+            precision, rows, columns, components = struct.unpack_from(">BHHB", frame, position + 4)
+            return rows, columns, components, precision
         else:
             position += 2 + length
 

@@ -75,7 +75,7 @@ _CLASSES = (  # by the beginning of the SOP Class UID
 _MODALITIES = {"US": Kind.ULTRASOUND, "IVUS": Kind.ULTRASOUND, "ES": Kind.PHOTOGRAPH, "XC": Kind.PHOTOGRAPH,
                "GM": Kind.PHOTOGRAPH, "SM": Kind.PHOTOGRAPH, "DMS": Kind.PHOTOGRAPH, "OP": Kind.PHOTOGRAPH,
                "SR": Kind.STRUCTURED_REPORT, "DOC": Kind.ENCAPSULATED_DOCUMENT, "AU": Kind.AUDIO}
-_OFTEN_BURNED = frozenset({"US", "IVUS", "ES", "XC", "GM", "SM", "OP", "OT", "SC", "DOC", "HC", "HD", "FID", ""})
+_OFTEN_BURNED = frozenset({"US", "IVUS", "ES", "XC", "GM", "SM", "OP", "OT", "SC", "HC", "HD", "FID", ""})
 _CONVERSIONS = frozenset({"DV", "DF", "WSD", "SD", "SI", "DRW"})  # Conversion Type, PS3.3 section C.8.6.1
 _DOSE_WORDS = ("dose report", "dose info", "dose record", "dose summary", "dose page", "patient protocol",
                "exam protocol", "protocol page")
