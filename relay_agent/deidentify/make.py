@@ -92,6 +92,8 @@ def make(recipe: Recipe, key: bytes, numbers: Numbers, now: datetime, task: Task
         return Refusal(task.instance, "is missing from the spool", False, damaged=True)
     except (Failed, Broken) as error:
         return Refusal(task.instance, str(error), False)
+    except MemoryError:
+        return Refusal(task.instance, "its pixels need more memory than a process may take", False)
     except RecursionError:
         return Refusal(task.instance, "its sequences are nested too deeply", False)
 

@@ -4,7 +4,7 @@ import pytest
 from pydicom.data import get_testdata_file
 
 from relay_agent.dataset import EXPLICIT, PIXELS, Dataset
-from relay_agent.deidentify.risk import Kind, Policy, Risk, risks
+from relay_agent.deidentify.risk import Kind, Risk, risks
 from relay_agent.image import EXPLICIT_LITTLE
 from relay_agent.instance import File
 
@@ -114,14 +114,9 @@ def test_painted_ultrasound_passes_only_with_the_word_no():
     assert kinds(header(f"{STORAGE}77.1.4", "XC", _00280301="NO"), painted=True) == {"photograph"}
 
 
-def test_policy():
+def test_each_kind_is_found_once_and_in_order():
     found = risks(header(f"{STORAGE}7", "US", _00280301="YES"), EXPLICIT_LITTLE)
     assert [risk.kind for risk in found] == [Kind.BURNED_IN, Kind.SECONDARY_CAPTURE, Kind.ULTRASOUND]
-    assert Policy().holding(found) == found
-    allowed = Policy.of(["secondary-capture", "ultrasound"])
-    assert [risk.kind for risk in allowed.holding(found)] == [Kind.BURNED_IN]
-    with pytest.raises(ValueError, match=r"'ultra-sound' is no kind of pixel risk: burned-in, .*private-class"):
-        Policy.of(["ultrasound", "ultra-sound"])
 
 
 def test_reasons_hold_no_values():
