@@ -71,8 +71,9 @@ def _show(options: argparse.Namespace) -> int:
     if options.thumbnails:
         pictures = preview.thumbnails(settings, ledger, number, identified=identified)
         _write_thumbnails(options.thumbnails, found, pictures)
+    private = sum(row["private"] for row in changes or ())
     if options.json:
-        print_json(found | ({"changes": changes} if changes is not None else {}))
+        print_json(found | ({"changes": changes, "private_changes": private} if changes is not None else {}))
         return DONE
     console = report.console()
     for key in ("shipment", "state", "reason", "route", "project", "subject", "session", "accession", "auto_archive",
@@ -87,9 +88,10 @@ def _show(options: argparse.Namespace) -> int:
         console.print(f"{'pixel risk':>13}: {kind}, {count} instances")
     report.print_rows(console, found["series"], "no series", "\nseries")
     if changes is not None:
-        columns = ("number", "path", "keyword", "rule", "before", "after")
-        report.print_rows(console, [{key: row.get(key) for key in columns} | ({"refused": row["refused"]} if "refused"
-                          in row else {}) for row in changes], "the scripts change nothing", "\nchanges")
+        columns = ("number", "path", "keyword", "rule", "before", "after", "refused")
+        report.print_rows(console, [{key: row[key] for key in columns if key in row} for row in changes
+                                    if not row["private"]], "the scripts change nothing", "\nchanges")
+        console.print(f"and {private} private elements")
     return DONE
 
 

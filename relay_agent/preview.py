@@ -129,7 +129,7 @@ def changes(config: Config, ledger: Ledger, shipment: int, *, identified: bool =
                 found.append({**series, **change})
         except (Failed, Rejected, Broken, OSError) as error:
             found.append({**series, "path": "", "keyword": "", "rule": getattr(error, "rule", ""), "before": None,
-                          "after": None, "refused": str(error)})
+                          "after": None, "private": False, "refused": str(error)})
     return found
 
 
