@@ -56,7 +56,7 @@ def _direct(arg: Any) -> Path:
         path.append((found[1] + found[2], found[3]))
         position = found.end()
     if not path or position < len(text) or path[-1][1] is not None or any(item is None for _, item in path[:-1]):
-        raise Cannot("set and delete take a text with plain tags, such as \"(0008,1140)[0]/(0010,0010)\"")
+        raise Cannot('set and delete take a text with plain tags, such as "(0008,1140)[0]/(0010,0010)"')
     return Path.direct([(int(tag, 16), None if item is None else int(item)) for tag, item in path])
 
 
@@ -133,17 +133,14 @@ def _shift_sequence(run: Run, args: list[Any]) -> object:
     return VOID
 
 
-_OLDEST_DAYS = 32506  # 89 years, as DicomEdit counts them
-
-
 def _scale_age(run: Run, args: list[Any]) -> object:
     """At most 89 years, whatever the arguments say: birth dates by the study date, and ages."""
     birth, study = run.read_tag(0x00100030), run.read_tag(0x00080020)
     if birth:
-        born, then = dates.days(birth), dates.days(study or "")
+        born, then = dates.seconds(birth), dates.seconds(study or "")
         if born is None or then is None:
             raise Cannot("the birth date cannot be scaled: it or the study date is absent or no date")
-        surplus = int(then - born) - _OLDEST_DAYS
+        surplus = (then - born) // 86400 - _OLDEST_DAYS
         if surplus > 0:
             for _, data, element in run.data.walk():
                 if element.tag == 0x00100030 and (text := values.read(data, element)):
@@ -162,22 +159,20 @@ def _scale_age(run: Run, args: list[Any]) -> object:
 def _alter_pixels(run: Run, args: list[Any]) -> object:
     """A rectangle painted black: DicomEdit paints 0, whatever value the script names."""
     count(args, 4)
-    shape, where, fill, with_value = (need(as_text(arg)).strip() for arg in args)
+    shape, where, fill, paint = (need(as_text(arg)).strip() for arg in args)
     if shape != "rectangle" or fill != "solid":
         raise Cannot('alterPixels knows "rectangle" and "solid" only')
-    sides = _settings(where)
-    if set(sides) != set("ltrb"):
-        raise Cannot("alterPixels needs l=, t=, r= and b=")
-    if with_value and not all(0 <= value <= 255 for value in _settings(with_value).values()):
-        raise Cannot("the value that alterPixels paints must be 0 to 255")
+    value = re.fullmatch(r"(?:v\s*=\s*([0-9]{0,9}))?", paint, re.ASCII)
+    if value is None or int(value[1] or 0) > 255:
+        raise Cannot("alterPixels needs v=0 to v=255")
+    left, top, right, bottom = _sides(where)
     data, file = run.data, run.file
-    if PIXELS not in data:
+    if not any(tag in data for tag in (PIXELS, 0x7FE00008, 0x7FE00009)):
         return VOID
-    left, top, right, bottom = (sides[side] for side in "ltrb")
-    if left > right or top > bottom:
-        raise Cannot("alterPixels needs l= up to r= and t= up to b=")
-    if left == right or top == bottom:
-        return VOID
+    rows, columns = data.numbers(0x00280010), data.numbers(0x00280011)
+    if left == right or top == bottom or (rows and columns and (
+            left >= columns[0] or top >= rows[0] or right <= 0 or bottom <= 0)):
+        return VOID  # nothing is painted, so nothing is said to be
     if not encoding_of(file.transfer_syntax).little:
         raise Cannot("pixels of a big endian object cannot be painted")
     pixels.paint(file, [(left, top, right, bottom)], 0)
@@ -193,12 +188,13 @@ def _alter_pixels(run: Run, args: list[Any]) -> object:
     return VOID
 
 
-def _settings(text: str) -> dict[str, int]:
-    """``l=0, t=0`` and the like."""
-    parts = [re.fullmatch(r"\s*([a-z])\s*=\s*([+-]?[0-9]{1,9})\s*", part, re.ASCII) for part in text.split(",")]
-    if not all(parts):
-        raise Cannot("alterPixels needs whole numbers, such as l=0, t=0, r=64, b=8")
-    return {part[1]: int(part[2]) for part in parts if part}
+def _sides(text: str) -> list[int]:
+    """Left, top, right, bottom."""
+    parts = [re.fullmatch(r"\s*([ltrb])\s*=\s*([+-]?[0-9]{1,9})\s*", part, re.ASCII) for part in text.split(",")]
+    sides = {part[1]: int(part[2]) for part in parts if part}
+    if not all(parts) or len(sides) < 4 or sides["l"] > sides["r"] or sides["t"] > sides["b"]:
+        raise Cannot("alterPixels needs whole numbers, such as l=0, t=0, r=64, b=8, with l up to r and t up to b")
+    return [sides[side] for side in "ltrb"]
 
 
 CHANGES: dict[str, Function] = {

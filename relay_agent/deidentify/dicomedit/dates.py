@@ -23,7 +23,7 @@ def shift(text: str, amount: int, units: str) -> str:
     found = _DATE_TIME.fullmatch(text)
     if found is None:
         raise Cannot("a value to be shifted is no date or date-time")
-    parts = _moved(_seconds(found) + amount * factor)
+    parts = _calendar(_seconds(found) + amount * factor)
     out = ""
     for part, given in zip(parts, found.groups()[:6], strict=True):
         if given is None:
@@ -34,10 +34,10 @@ def shift(text: str, amount: int, units: str) -> str:
     return out + (found[8] or "")
 
 
-def days(text: str) -> float | None:
-    """A date or date-time as days, None when the text is none."""
+def seconds(text: str) -> int | None:
+    """A date or date-time as seconds since the start of year 0, None when the text is none."""
     found = _DATE_TIME.fullmatch(text)
-    return None if found is None else _seconds(found) / 86400
+    return None if found is None else _seconds(found)
 
 
 def _month_days(year: int, month: int) -> int:
@@ -47,7 +47,7 @@ def _month_days(year: int, month: int) -> int:
 
 
 def _seconds(found: re.Match[str]) -> int:
-    """Seconds since the start of year 0, missing parts filled with their middle."""
+    """Since the start of year 0, missing parts filled with their middle."""
     year, month, day, hour, minute, second = (None if part is None else int(part) for part in found.groups()[:6])
     assert year is not None
     if month is not None and not 1 <= month <= 12:
@@ -58,18 +58,18 @@ def _seconds(found: re.Match[str]) -> int:
         filled = (0, 0)
     else:
         filled = (30, 0) if minute is None else (minute, 30)
-    minutes, seconds = filled[0], second if second is not None else filled[1]
+    minute, second = filled[0], filled[1] if second is None else second
     day = middle[0] if day is None else day
     month = 7 if month is None else month
-    if not (1 <= day <= _month_days(year, month) and hour < 24 and minutes < 60 and seconds < 60):
+    if not (1 <= day <= _month_days(year, month) and hour < 24 and minute < 60 and second < 60):
         raise Cannot("a value to be shifted is no valid date or time")
     cycles, rest = divmod(year, 400)
     ordinal = cycles * _CYCLE + date(rest + 400, month, day).toordinal() - date(400, 1, 1).toordinal()
-    return ((ordinal * 24 + hour) * 60 + minutes) * 60 + seconds
+    return ((ordinal * 24 + hour) * 60 + minute) * 60 + second
 
 
-def _moved(seconds: int) -> tuple[int, int, int, int, int, int]:
-    ordinal, rest = divmod(seconds, 86400)
+def _calendar(moment: int) -> tuple[int, int, int, int, int, int]:
+    ordinal, rest = divmod(moment, 86400)
     cycles, day = divmod(ordinal, _CYCLE)
     when = date.fromordinal(day + date(400, 1, 1).toordinal())
     year = when.year - 400 + cycles * 400

@@ -13,7 +13,7 @@ from functools import cached_property
 from relay_agent.dataset import Dataset, Element
 from relay_agent.deidentify.dicomedit.errors import Cannot
 
-ANY = -1  # any item
+ANY = 10**9  # any item
 _OPEN = {"x": (0, 0), "@": (1, 0), "#": (1, 1)}
 
 
@@ -211,8 +211,9 @@ def _find(data: Dataset, steps: tuple[Step | str, ...], top: bool) -> Iterator[M
     for element in step.candidates(data):
         if rest:
             items = data.items(element.tag)
-            for item in items if step.item in (None, ANY) else items[step.item:][:1]:
-                yield from _find(item, rest, False)
+            for index, item in enumerate(items):
+                if step.item in (None, ANY, index):
+                    yield from _find(item, rest, False)
         elif step.item in (None, ANY):
             yield data, element, None
         elif step.item is not None and 0 <= step.item < len(data.items(element.tag)):

@@ -113,10 +113,10 @@ class Run:
 
     def unresolved_vr(self, path: Path) -> str:
         """The VR as DicomEdit looks it up: of a private tag, always in the first block (0x10)."""
+        if not path.single:
+            raise Cannot(f"the path {path} can mean several attributes, or an item")
         where = [(step.tag, step.item) for step in path.steps if isinstance(step, Step)]
-        found = paths.locate(self.root(path), Path.direct(where)) if path.singular else None
-        if not path.singular:
-            raise Cannot(f"the path {path} can mean several attributes")
+        found = paths.locate(self.root(path), Path.direct(where))
         return vr_of(where[-1][0]) if found is None else found[1].vr
 
     def assign(self, path: Path, text: str | None) -> None:

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import lru_cache
 
 from relay_agent.deidentify.dicomedit.nodes import (
     Assign,
@@ -67,6 +68,7 @@ def parse(text: str) -> tuple[Statement, ...]:
     return parser.script()
 
 
+@lru_cache(4096)
 def parse_path(text: str) -> Path | None:
     """The path that a string holds, None when it holds none."""
     parser = _Parser(text)
@@ -99,8 +101,8 @@ class _Parser(Scanner):
         return tuple(statements)
 
     def statement(self) -> Statement:
-        line, word = self.line, self.word()
-        line = self.line  # after the blanks
+        word = self.word()
+        line = self.line
         if word == "if":
             return self.if_statement()
         if word == "removeAllPrivateTags":
@@ -141,10 +143,10 @@ class _Parser(Scanner):
         return Set(line, word, self.value('a value after ":="')) if self.accept(":=") else None
 
     def action(self) -> Statement:
+        self.blank()
         line = self.line
         if self.word() == "echo":
             self.take(NAME)
-            self.blank()
             more = self.sees('"', "(", "*", "+", ".", "{") or self.word() not in {"", *_WORDS} or _NUMBER.match(
                 self.text, self.position)
             return Echo(line, self.value("a value") if more else None)
@@ -155,7 +157,7 @@ class _Parser(Scanner):
         if found is None:
             self.position = start
             if not self.word():
-                raise self.error('expected an action: an assignment, a deletion, a function or echo')
+                raise self.error("expected an action: an assignment, a deletion, a function or echo")
             value = self.value("an action")
             if not isinstance(value, Call):
                 raise self.error('expected ":=", or "[" of a function, in an action')
@@ -163,7 +165,7 @@ class _Parser(Scanner):
         return found
 
     def conditional_or_call(self) -> Statement:
-        line, start = self.line, self.position
+        line = self.line
         if not self.sees('"', "(", "*", "+", ".", "{") and not self.word() and not _NUMBER.match(
                 self.text, self.position):
             raise self.error(f"expected {_STATEMENT}")
@@ -180,7 +182,6 @@ class _Parser(Scanner):
         branches: list[tuple[Condition | None, tuple[Statement, ...]]] = [(condition, (self.action(),))]
         if self.accept(":"):
             branches.append((None, (self.action(),)))
-        assert start < self.position
         return If(line, tuple(branches))
 
     def condition(self, statement: bool = False) -> Condition:
@@ -293,10 +294,10 @@ class _Parser(Scanner):
     def path(self) -> Path:
         steps = [self.step()]
         while self.accept("/"):
+            before = steps[-1]
+            if isinstance(before, Step) and before.item is None:
+                steps[-1] = Step(before.group, before.element, before.creator, ANY)
             steps.append(self.step())
-        for step in steps[:-1]:
-            if isinstance(step, Step) and step.item is None:
-                steps[steps.index(step)] = Step(step.group, step.element, step.creator, ANY)
         return Path(tuple(steps))
 
     def step(self) -> Step | str:
@@ -317,8 +318,7 @@ class _Parser(Scanner):
         if item is None:
             raise self.error("expected an item number from 0, or %")
         self.expect("]", "after the item number")
-        number = ANY if item[0] == "%" else max(int(item[0][:9]), -2) if item[0] != "-1" else -2
-        return Step(step.group, step.element, step.creator, number)
+        return Step(step.group, step.element, step.creator, ANY if item[0] == "%" else int(item[0][:9]))
 
     def public_element(self, group: str) -> Step:
         element = self.take(_ELEMENT)
