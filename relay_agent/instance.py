@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from relay_agent.charset import Undecodable
 from relay_agent.dataset import EXPLICIT, Broken, Buffer, Dataset, element_head, encoding_of, scan
 from relay_agent.dicom import IMPLEMENTATION_NAME, IMPLEMENTATION_UID
 
@@ -78,7 +79,7 @@ class File:
         return cls(transfer_syntax, data, meta, offset)
 
     def encode(self) -> list[Buffer]:
-        """The whole file in pieces."""
+        """The whole file in pieces. Raises :class:`Broken`."""
         pieces = self.dataset.encode(encoding_of(self.transfer_syntax))
         if self.transfer_syntax == _DEFLATED:
             deflate = zlib.compressobj(wbits=-15)
@@ -86,9 +87,12 @@ class File:
             pieces = [packed + b"\0" * (len(packed) % 2)]  # PS3.5 section A.5
         meta = Dataset()
         meta.put(0x00020001, "OB", b"\0\1")
-        for number, value in ((2, self.dataset.text(0x00080016)), (3, self.dataset.text(0x00080018)),
-                              (0x10, self.transfer_syntax), (0x12, IMPLEMENTATION_UID)):
-            meta.put_text(0x00020000 | number, value or "", "UI")
+        try:
+            for number, value in ((2, self.dataset.text(0x00080016)), (3, self.dataset.text(0x00080018)),
+                                  (0x10, self.transfer_syntax), (0x12, IMPLEMENTATION_UID)):
+                meta.put_text(0x00020000 | number, value or "", "UI")
+        except Undecodable:
+            raise Broken("SOP Class UID or SOP Instance UID is no UID") from None
         meta.put_text(0x00020013, IMPLEMENTATION_NAME, "SH")
         head = b"".join(meta.encode(EXPLICIT))
         length = element_head(0x00020000, "UL", 4, EXPLICIT) + struct.pack("<I", len(head))

@@ -116,5 +116,5 @@ def parse(step: Step) -> Script:
     if _FILTER.search(text) and ":=" not in text:
         return ctp.parse_filter(text, name)
     if dicomedit.is_dicomedit4(text):
-        raise ScriptError(dicomedit.how_to_convert(text))
+        raise ScriptError(dicomedit.conversion(text))
     return dicomedit.parse(text, name, step.lookup)

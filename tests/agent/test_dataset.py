@@ -196,3 +196,10 @@ def test_sequences_that_are_nested_too_deep_are_refused():
 def test_every_vr_of_the_dictionary_is_known():
     assert show(0x00100010) == "(0010,0010)" and dictionary_VR(0x00100010) == "PN"
     assert BIG.explicit
+
+
+def test_a_uid_that_is_no_text_is_broken_not_a_surprise():
+    data = Dataset()
+    data.put(0x00080018, "UI", b"\x80.2")
+    with pytest.raises(Broken, match="no UID"):
+        File("1.2.840.10008.1.2.1", data).encode()
