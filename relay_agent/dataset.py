@@ -162,8 +162,10 @@ class Dataset:
     def items(self, tag: int) -> tuple[Dataset, ...]:
         """The items of a sequence; none for what is absent or no sequence."""
         element = self._elements.get(tag)
-        if element is None:
-            return ()
+        return self.items_of(element) if element is not None else ()
+
+    def items_of(self, element: Element) -> tuple[Dataset, ...]:
+        """The items of an element that was got from here, also when it was replaced since."""
         if element._items is None:
             if element.vr != "SQ" or element._source is None:
                 return ()
@@ -192,8 +194,12 @@ class Dataset:
     def numbers(self, tag: int) -> tuple[float, ...]:
         """The numbers of a binary VR (AT: groups and elements in turn); none for what is absent or no number."""
         element = self._elements.get(tag)
-        code = _NUMBERS.get(element.vr) if element is not None else None
-        if element is None or code is None:
+        return self.numbers_of(element) if element is not None else ()
+
+    def numbers_of(self, element: Element) -> tuple[float, ...]:
+        """The numbers of an element that was got from here, also when it was replaced since."""
+        code = _NUMBERS.get(element.vr)
+        if code is None:
             return ()
         little = element._source.encoding.little if element._source is not None else self.encoding.little
         value = element.value
