@@ -4,7 +4,8 @@ So that a find means something, an identifier gives no form when it is too short
 
 * names: components of one or two letters (of one character in ideographic and phonetic groups; the whole name counts
   all the same), particles such as "van der", prefix and suffix; a component counts only as a whole word ("Ann" is not
-  in "planning"), upper and lower case, accents and "ue" for "ü" do not matter;
+  in "planning") and not among terms (Image Type, Frame Type, Body Part Examined); upper and lower case, accents and
+  "ue" for "ü" do not matter;
 * numbers and codes: below three characters not at all, below five only as a whole value that is not numeric;
   separators, other ones or none, and leading zeros do not matter, nor letters around six digits; a number of less than
   eight digits, or like a date, is not searched in DS, IS, DA, TM, DT and AS, and in a UID only as a whole component;
@@ -92,7 +93,7 @@ def _name_forms(value: str) -> Iterator[tuple[str, str, bool]]:
                     if not _EMPTY_WORDS.issuperset({squeezed(family), squeezed(given)}):
                         for form in (f"{family} {given}", f"{given} {family}"):
                             if len(squeezed(form)) >= (5 if form.isascii() else 3):
-                                yield squeezed(form), _word(form), True
+                                yield squeezed(form), _word(form), False
 
 
 def _spellings(text: str) -> set[str]:

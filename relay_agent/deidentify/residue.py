@@ -11,7 +11,7 @@ Not found is what is compressed (PDF streams), drawn in pixels, or misspelt.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -25,6 +25,8 @@ PATIENT = frozenset({  # what is searched by default; the project may name more
 BINARY_LIMIT = 2**20  # larger binary values are images, spectra or curves
 _DOCUMENT = 0x00420011
 _PIXELS = 0x7FE0
+_TERMS = frozenset({0x00080008, 0x00089007, 0x00180015})  # PERFUSION, HEAD: in these a name alone says nothing
+_Value = tuple[int, str, bytes, str | None]  # tag, VR, as stored, decoded
 _NUMERIC = frozenset({"DS", "IS", "DA", "TM", "DT", "AS"})
 
 
@@ -45,7 +47,8 @@ class Residue:
 class Identifiers:
     """What identified a patient, compiled to be searched. The same values give the same object again."""
 
-    def __init__(self, values: Iterable[tuple[int, str, bytes, str | None]], allowed: Collection[str]) -> None:
+    def __init__(self, values: tuple[_Value, ...], allowed: tuple[str, ...]) -> None:
+        self._values, self._labels = values, allowed
         self._allowed = [fold(label) for label in allowed if label.strip()]
         self._whole: dict[str, int] = {}
         self._raw: dict[bytes, int] = {}
@@ -70,6 +73,10 @@ class Identifiers:
         strong = [group for group, (_, _, weak) in zip(groups, ordered, strict=True) if not weak]
         self._any = re.compile("|".join(groups)) if groups else None
         self._strong = re.compile("|".join(strong)) if strong else None
+
+    def but(self, tags: Collection[int]) -> Identifiers:
+        """The same without what some tags held."""
+        return _compiled(tuple(value for value in self._values if value[0] not in tags), self._labels)
 
     def suspects(self, values: bytes) -> bool:
         """A quick look at many values at once, ASCII or binary: False says that nothing is in them."""
@@ -132,7 +139,7 @@ def identifiers(dataset: Dataset, extra_tags: Collection[int] = (), allowed: Col
     ``allowed`` are labels that the project assigned: what lies within one is no find.
     """
     wanted = PATIENT.union(extra_tags) if extra_tags else PATIENT
-    found: dict[tuple[int, str, bytes, str | None], None] = {}
+    found: dict[_Value, None] = {}
     for item, element in _levels(dataset):
         if element.tag in wanted and element.size:
             vr = element.vr if element.vr in TEXT else vr_of(element.tag)
@@ -146,7 +153,7 @@ def identifiers(dataset: Dataset, extra_tags: Collection[int] = (), allowed: Col
 
 
 @lru_cache(64)
-def _compiled(values: tuple[tuple[int, str, bytes, str | None], ...], allowed: tuple[str, ...]) -> Identifiers:
+def _compiled(values: tuple[_Value, ...], allowed: tuple[str, ...]) -> Identifiers:
     return Identifiers(values, allowed)
 
 
@@ -156,6 +163,8 @@ def search(dataset: Dataset, identifiers: Identifiers, kept: Collection[int] = (
     ``kept`` are tags that the project keeps as they are: neither they nor what they held are looked at. Raises
     :class:`relay_agent.dataset.Broken` when a sequence cannot be read.
     """
+    if kept:
+        identifiers = identifiers.but(kept)
     values = []
     for item, element in _levels(dataset):
         if element.tag not in kept and searched(element):
@@ -173,16 +182,16 @@ def search(dataset: Dataset, identifiers: Identifiers, kept: Collection[int] = (
 
 def _thorough(dataset: Dataset, identifiers: Identifiers, kept: Collection[int]) -> Iterator[Residue]:
     for where, item, element in dataset.walk():
-        if element.tag in kept or not searched(element):
+        if element.tag in kept or not searched(element) or item.items(element.tag):
             continue
         source = _in_element(item, element, identifiers)
-        if source is not None and (source not in kept or not source):
+        if source is not None:
             yield Residue(path_text(where, element.tag), element.tag, source)
 
 
 def _in_element(item: Dataset, element: Element, identifiers: Identifiers) -> int | None:
     value = element.value
-    vr = element.vr
+    vr = element.vr if element.tag not in _TERMS else "AS"
     if vr not in TEXT and vr != "UN":
         return identifiers.in_bytes(value)
     try:
@@ -202,11 +211,13 @@ def searched(element: Element) -> bool:
 
 
 def _levels(dataset: Dataset) -> Iterator[tuple[Dataset, Element]]:
+    """All elements but sequences."""
     for element in dataset:
-        yield dataset, element
-        if element.vr in {"SQ", "UN"}:
-            for item in dataset.items(element.tag):
-                yield from _levels(item)
+        items = dataset.items(element.tag) if element.vr in {"SQ", "UN"} else ()
+        for item in items:
+            yield from _levels(item)
+        if not items:
+            yield dataset, element
 
 
 def path_text(where: Where, tag: int) -> str:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from relay_agent.dataset import EXPLICIT, IMPLICIT, PIXELS, Dataset
+from relay_agent.dataset import EXPLICIT, IMPLICIT, PIXELS, Dataset, scan
 from relay_agent.deidentify import residue
 from tests.deidentify import planted
 from tests.deidentify.planted import item, reread
@@ -66,7 +66,7 @@ def test_forms(text, source, tag, vr):
     place=st.sampled_from([
         (0x0008103E, "LO"), (0x00204000, "LT"), (0x00091001, "UN"), (0x00091001, "OB"), (0x00420011, "OB"),
         (0x00091001, "OW"), (0x0040A160, "UT"), (0x00081010, "SH"), (0x00080070, "LO"), (0x00091001, "PN"),
-        (0x00080104, "UC"), (0x00081190, "UR"), (0x00080008, "CS")]),
+        (0x00080104, "UC"), (0x00081190, "UR"), (0x00700002, "CS")]),
     depth=st.integers(0, 3), encoding=st.sampled_from([EXPLICIT, IMPLICIT]))
 def test_a_planted_identifier_is_found_anywhere(secret, around, place, depth, encoding):
     data = top = Dataset(encoding)
@@ -193,7 +193,28 @@ def test_labels_of_the_project():
     assert not found(short, result(0x00100020, "LO", "S01"), allowed=["S01"])
 
 
+def test_terms():
+    assert found(original("Perfusion^Head"), result(0x00080008, "CS", "DERIVED\\PERFUSION")) == []
+    assert found(original("Perfusion^Head"), result(0x00080008, "CS", "DERIVED\\PERFUSION_HEAD"))
+    assert found(original("Perfusion^Head"), result(0x0008103E, "LO", "perfusion"))
+
+
+def test_a_sequence_of_undefined_length_that_was_changed():
+    """Its element still knows the bytes that it was read from; what is written is its items."""
+    inner = b"\x08\0\x04\1\x0a\0\0\0SMITHERSON"
+    raw = (b"\x09\0\x01\x10UN\0\0\xff\xff\xff\xff" + b"\xfe\xff\0\xe0" + len(inner).to_bytes(4, "little") + inner
+           + b"\xfe\xff\xdd\xe0\0\0\0\0")
+    data = Dataset(EXPLICIT, buffer=raw)
+    scan(data, 0, len(raw))
+    assert found(original(), data) == [("(0009,1001)[0]/(0008,0104)", 0x00100010)]
+    data.items(0x00091001)[0].remove(0x00080104)
+    assert found(original(), data) == []
+
+
 def test_kept_tags():
+    both = original(patient_id="12345", _0008_0050="12345")
+    assert found(both, result(0x0008103E, "LO", "12345"), kept=[0x00080050]) == [("(0008,103e)", 0x00100020)]
+    assert found(both, result(0x0008103E, "LO", "12345"), kept=[0x00100020]) == [("(0008,103e)", 0x00080050)]
     after = result(0x00100030, "DA", BIRTH)
     after.put_text(0x00080020, BIRTH)
     assert len(found(original(), after)) == 2
