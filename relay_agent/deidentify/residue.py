@@ -2,17 +2,8 @@
 
 Whatever the scripts did, :func:`identifiers` of the original are searched by :func:`search` in every value of the
 result: all levels, private elements, text in any character set, and binary values as bytes (ASCII, UTF-16, and as the
-original was stored). A find quarantines the shipment. So that finds mean something, an identifier is not searched when
-it is too short or says nothing:
-
-* names: components of one or two letters (of one character in ideographic and phonetic groups; the whole name counts
-  all the same), particles such as "van der", prefix and suffix; a component counts only as a whole word ("Ann" is not
-  in "planning"), upper and lower case, accents and "ue" for "ü" do not matter;
-* numbers and codes: below three characters not at all, below five only as a whole value that is not numeric;
-  separators, other ones or none, and leading zeros do not matter; a number of less than eight digits is not searched in
-  DS, IS, DA, TM, DT and AS values, and in a UID only as a whole component;
-* dates: in the forms that people write; placeholders before 1905 are not searched;
-* words such as ANONYMOUS, UNKNOWN or PHANTOM; and what lies within a label that the project assigned.
+original was stored). A find quarantines the shipment; :mod:`relay_agent.deidentify.forms` says what counts as one and
+what is too common to. What lies within a label that the project assigned is none.
 
 Not found is what is compressed (PDF streams), drawn in pixels, or misspelt.
 """
@@ -20,14 +11,13 @@ Not found is what is compressed (PDF streams), drawn in pixels, or misspelt.
 from __future__ import annotations
 
 import re
-import unicodedata
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from datetime import date
 from functools import lru_cache
 
 from relay_agent import charset
 from relay_agent.dataset import TEXT, Dataset, Element, Where, show, vr_of
+from relay_agent.deidentify.forms import fold, forms, squeeze, squeezed, stored_forms
 
 PATIENT = frozenset({  # what is searched by default; the project may name more
     0x00080050, 0x00100010, 0x00100020, 0x00100030, 0x00101000, 0x00101001, 0x00101005, 0x00101040, 0x00101050,
@@ -35,18 +25,9 @@ PATIENT = frozenset({  # what is searched by default; the project may name more
 BINARY_LIMIT = 2**20  # larger binary values are images, spectra or curves
 _DOCUMENT = 0x00420011
 _PIXELS = 0x7FE0
-_EMPTY_WORDS = frozenset({
-    "anon", "anonym", "anonymous", "anonymized", "anonymised", "deidentified", "removed", "redacted", "unknown",
-    "unspecified", "undefined", "none", "null", "nobody", "noname", "test", "phantom", "patient", "name", "male",
-    "female", "other", "xxx", "xxxx", "van", "von", "der", "den", "del", "dos", "das", "los", "las", "bin", "ibn",
-    "ter", "ten", "the", "and"})
-_GERMAN = str.maketrans({"ä": "ae", "ö": "oe", "ü": "ue", "å": "aa", "ø": "oe"})
+_TERMS = frozenset({0x00080008, 0x00089007, 0x00180015})  # PERFUSION, HEAD: in these a name alone says nothing
+_Value = tuple[int, str, bytes, str | None]  # tag, VR, as stored, decoded
 _NUMERIC = frozenset({"DS", "IS", "DA", "TM", "DT", "AS"})
-_MONTHS = ("january|januar", "february|februar", "march|maerz|marz", "april", "may|mai", "june|juni", "july|juli",
-           "august", "september", "october|oktober", "november", "december|dezember")
-_SEPARATORS = b" -_./,:^=\\+()\0\t\r"
-_LOWER = bytes(range(256)).lower()
-_BETWEEN = r"[\s\-_/()+]{0,2}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,18 +47,19 @@ class Residue:
 class Identifiers:
     """What identified a patient, compiled to be searched. The same values give the same object again."""
 
-    def __init__(self, values: Iterable[tuple[int, str, bytes, str | None]], allowed: Collection[str]) -> None:
+    def __init__(self, values: tuple[_Value, ...], allowed: tuple[str, ...]) -> None:
+        self._values, self._labels = values, allowed
         self._allowed = [fold(label) for label in allowed if label.strip()]
         self._whole: dict[str, int] = {}
         self._raw: dict[bytes, int] = {}
         needles: dict[str, int] = {}
         patterns: set[tuple[int, str, bool]] = set()  # tag, pattern, whether it says little in numeric values
         for tag, vr, stored, text in values:
-            for part in _stored_forms(vr, stored, text):
-                if len(tight := _squeeze(part)) >= 4:
+            for part in stored_forms(vr, stored, text):
+                if len(tight := squeeze(part)) >= 4:
                     self._raw.setdefault(tight, tag)
             for value in (text or "").split("\\"):
-                for needle, pattern, weak in _forms(vr, value):
+                for needle, pattern, weak in forms(vr, value):
                     if pattern:
                         needles.setdefault(needle, tag)
                         patterns.add((tag, pattern, weak))
@@ -92,10 +74,14 @@ class Identifiers:
         self._any = re.compile("|".join(groups)) if groups else None
         self._strong = re.compile("|".join(strong)) if strong else None
 
+    def but(self, tags: Collection[int]) -> Identifiers:
+        """The same without what some tags held."""
+        return _compiled(tuple(value for value in self._values if value[0] not in tags), self._labels)
+
     def suspects(self, values: bytes) -> bool:
         """A quick look at many values at once, ASCII or binary: False says that nothing is in them."""
-        squeezed = _squeeze(values)
-        return any(needle in squeezed for needle in self._needles)
+        tight = squeeze(values)
+        return any(needle in tight for needle in self._needles)
 
     def in_text(self, text: str, vr: str) -> int | None:
         """The tag of the first identifier in a decoded value of a VR, or None."""
@@ -116,7 +102,7 @@ class Identifiers:
         """The tag of the first identifier in a binary value, or None."""
         if not self.suspects(value):
             return None
-        tight = _squeeze(value)
+        tight = squeeze(value)
         for needle, tag in self._raw.items():
             if needle in tight:
                 return tag
@@ -153,7 +139,7 @@ def identifiers(dataset: Dataset, extra_tags: Collection[int] = (), allowed: Col
     ``allowed`` are labels that the project assigned: what lies within one is no find.
     """
     wanted = PATIENT.union(extra_tags) if extra_tags else PATIENT
-    found: dict[tuple[int, str, bytes, str | None], None] = {}
+    found: dict[_Value, None] = {}
     for item, element in _levels(dataset):
         if element.tag in wanted and element.size:
             vr = element.vr if element.vr in TEXT else vr_of(element.tag)
@@ -167,7 +153,7 @@ def identifiers(dataset: Dataset, extra_tags: Collection[int] = (), allowed: Col
 
 
 @lru_cache(64)
-def _compiled(values: tuple[tuple[int, str, bytes, str | None], ...], allowed: tuple[str, ...]) -> Identifiers:
+def _compiled(values: tuple[_Value, ...], allowed: tuple[str, ...]) -> Identifiers:
     return Identifiers(values, allowed)
 
 
@@ -177,6 +163,8 @@ def search(dataset: Dataset, identifiers: Identifiers, kept: Collection[int] = (
     ``kept`` are tags that the project keeps as they are: neither they nor what they held are looked at. Raises
     :class:`relay_agent.dataset.Broken` when a sequence cannot be read.
     """
+    if kept:
+        identifiers = identifiers.but(kept)
     values = []
     for item, element in _levels(dataset):
         if element.tag not in kept and searched(element):
@@ -194,16 +182,16 @@ def search(dataset: Dataset, identifiers: Identifiers, kept: Collection[int] = (
 
 def _thorough(dataset: Dataset, identifiers: Identifiers, kept: Collection[int]) -> Iterator[Residue]:
     for where, item, element in dataset.walk():
-        if element.tag in kept or not searched(element):
+        if element.tag in kept or not searched(element) or item.items(element.tag):
             continue
         source = _in_element(item, element, identifiers)
-        if source is not None and (source not in kept or not source):
+        if source is not None:
             yield Residue(path_text(where, element.tag), element.tag, source)
 
 
 def _in_element(item: Dataset, element: Element, identifiers: Identifiers) -> int | None:
     value = element.value
-    vr = element.vr
+    vr = element.vr if element.tag not in _TERMS else "AS"
     if vr not in TEXT and vr != "UN":
         return identifiers.in_bytes(value)
     try:
@@ -223,131 +211,15 @@ def searched(element: Element) -> bool:
 
 
 def _levels(dataset: Dataset) -> Iterator[tuple[Dataset, Element]]:
+    """All elements but sequences."""
     for element in dataset:
-        yield dataset, element
-        if element.vr in {"SQ", "UN"}:
-            for item in dataset.items(element.tag):
-                yield from _levels(item)
+        items = dataset.items(element.tag) if element.vr in {"SQ", "UN"} else ()
+        for item in items:
+            yield from _levels(item)
+        if not items:
+            yield dataset, element
 
 
 def path_text(where: Where, tag: int) -> str:
     """A place as people and DicomEdit write it: ``(0040,0275)[0]/(0040,0007)``."""
     return "/".join([*(f"{show(sequence)}[{index}]" for sequence, index in where), show(tag)])
-
-
-def fold(text: str) -> str:
-    """Without case, accents and forms of width."""
-    if text.isascii():
-        return text.lower()
-    parts = unicodedata.normalize("NFKD", text.casefold())
-    return unicodedata.normalize("NFC", "".join(c for c in parts if not unicodedata.combining(c)))
-
-
-def squeezed(text: str) -> str:
-    """Folded, letters and digits only."""
-    return "".join(c for c in fold(text) if c.isalnum())
-
-
-def _squeeze(value: bytes) -> bytes:
-    return value.translate(_LOWER, _SEPARATORS)
-
-
-def _stored_forms(vr: str, stored: bytes, text: str | None) -> Iterator[bytes]:
-    """The parts of a value with other characters than ASCII as binary values may hold them."""
-    if stored.isascii() and b"\x1b" not in stored:
-        return
-    yield from re.split(rb"[\\^=]", stored) if vr == "PN" else [stored]
-    for part in re.split(r"[\\^=]" if vr == "PN" else r"\\", text or ""):
-        for case in {part, part.lower(), part.upper(), part.title()}:
-            yield from (case.encode(encoding) for encoding in ("utf-8", "utf-16-le", "utf-16-be"))
-
-
-def _forms(vr: str, value: str) -> Iterator[tuple[str, str, bool]]:
-    """How a value may appear: needle for the quick look, pattern for the sure one, whether it is weak.
-
-    An empty pattern: only as a whole value.
-    """
-    if vr == "PN":
-        yield from _name_forms(value)
-    elif vr == "DA":
-        yield from _date_forms(value.strip())
-    else:
-        yield from _code_forms(value)
-
-
-def _name_forms(value: str) -> Iterator[tuple[str, str, bool]]:
-    for group in value.split("="):
-        components = [component.strip() for component in group.split("^")[:3]]
-        for component in components:
-            words = re.split(r"[\s\-]+", component)
-            for part in {component, *(words if len(words) > 1 else ())}:
-                for form in _spellings(part):
-                    least = 3 if form.isascii() else 2
-                    if len(squeezed(form)) >= least and squeezed(form) not in _EMPTY_WORDS and not form.isdigit():
-                        yield squeezed(form), _word(form), True
-        if len(components) > 1 and components[0] and components[1]:
-            for family in _spellings(components[0]):
-                for given in _spellings(components[1]):
-                    if not _EMPTY_WORDS.issuperset({squeezed(family), squeezed(given)}):
-                        for form in (f"{family} {given}", f"{given} {family}"):
-                            if len(squeezed(form)) >= (5 if form.isascii() else 3):
-                                yield squeezed(form), _word(form), True
-
-
-def _spellings(text: str) -> set[str]:
-    german = fold(unicodedata.normalize("NFC", text).casefold().translate(_GERMAN))
-    return {fold(text), german}
-
-
-def _word(text: str) -> str:
-    words = r"[\W_]*".join(re.escape(word) for word in re.split(r"[\W_]+", text) if word)
-    return words if not text.isascii() and not any("a" <= c <= "z" for c in text) else _bounded(words, text)
-
-
-def _bounded(pattern: str, text: str) -> str:
-    """Not within a longer word or number."""
-    kinds = [r"\d" if end.isdigit() else r"[^\W\d_]" for end in (text.strip()[:1], text.strip()[-1:])]
-    return f"(?<!{kinds[0]}){pattern}(?!{kinds[1]})"
-
-
-def _code_forms(value: str) -> Iterator[tuple[str, str, bool]]:
-    code = squeezed(value)
-    if code.isdecimal() and len(code.lstrip("0")) >= 5:
-        core = code.lstrip("0")
-        extra = re.escape("".join({c for c in value if c in ".,:"}))
-        between = f"[\\s\\-_/()+{extra}]{{0,2}}"
-        yield core, f"(?<!\\d){'' if extra else '0*'}{between.join(core)}(?!\\d)", len(core) < 8
-    elif code.isdecimal() or len(code) < 5:
-        if len(code) >= 3 and code not in _EMPTY_WORDS and code.strip("0"):
-            yield code, "", True
-    elif code not in _EMPTY_WORDS:
-        if len(code) <= 24:
-            yield code, _bounded(_BETWEEN.join(re.escape(c) for c in code), code), False
-        else:
-            yield code, _word(fold(value)), False
-
-
-def _date_forms(value: str) -> Iterator[tuple[str, str, bool]]:
-    digits = value.replace(".", "")
-    try:
-        day = date(int(digits[:4]), int(digits[4:6]), int(digits[6:8]))
-    except ValueError:
-        return
-    if day.year < 1905 or len(digits) != 8:
-        return
-    y, m, d = f"{day:%Y}", f"{day:%m}", f"{day:%d}"
-    after = r"(?:(?=\d{6})|(?!\d))"  # a time may follow
-    yield y + m + d, rf"(?<!\d){y}[\W_]?{m}[\W_]?{d}{after}", False
-    for first, second in ((d, m), (m, d)):
-        yield first + second + y, rf"(?<!\d){first}[\W_]?{second}[\W_]?{y}(?!\d)", False
-        short = first.lstrip("0"), second.lstrip("0")
-        one = rf"(?<!\d)0?{short[0]}[./\-]\s?0?{short[1]}[./\-]\s?"
-        for needle in {first, short[0]}:
-            for following in {second, short[1]}:
-                yield needle + following + y, one + y + r"(?!\d)", False
-                yield needle + following + y[2:], one + y[2:] + r"(?!\d)", True
-    for month in _MONTHS[day.month - 1].split("|"):
-        name = f"{month[:3]}(?:{month[3:]})?"
-        bare = d.lstrip("0")
-        for needle in (bare + month[:3], month[:3] + bare, month[:3] + d, month + bare, month + d):
-            yield needle, rf"(?<!\d)0?{bare}[\W_]*{name}[\W_]*{y}|{name}[\W_]*0?{bare}[\W_]+{y}", False

@@ -18,6 +18,7 @@ from pydicom.datadict import keyword_for_tag
 from relay_agent import charset
 from relay_agent.dataset import EXPLICIT, TEXT, Broken, Dataset, Element
 from relay_agent.deidentify import residue
+from relay_agent.deidentify.forms import fold
 from relay_agent.deidentify.profile.table import CURVES, EDITION, OVERLAY_COMMENTS, OVERLAYS, attributes, row_tag
 from relay_agent.deidentify.script import Context, Failed, Finding, Rejected, Script
 from relay_agent.deidentify.uids import UIDs
@@ -197,7 +198,7 @@ def _content(data: Dataset, element: Element) -> bytes:
 
 
 def _holds(data: Dataset, text: str) -> bool:
-    wanted, stored = residue.fold(text), text.encode()
+    wanted, stored = fold(text), text.encode()
     for _, item, element in data.walk():
         if not residue.searched(element):
             continue
@@ -205,7 +206,7 @@ def _holds(data: Dataset, text: str) -> bool:
             return True
         if element.vr in TEXT or element.vr == "UN":
             try:
-                if wanted in residue.fold(item.text(element.tag) or ""):
+                if wanted in fold(item.text(element.tag) or ""):
                     return True
             except charset.Undecodable:
                 continue

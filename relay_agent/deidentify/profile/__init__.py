@@ -20,7 +20,8 @@ Where the table leaves a choice (X/Z/D) the attribute's Type in the object's IOD
 Class is not known, the value becomes a dummy. Where two options speak, cleaning goes before keeping. A text is cleaned
 by cutting out every value that identifies in this object; when that is not certain, the Basic Profile's action is
 taken. The same holds for text that cannot be decoded and dates that are none. Patient's Name and Patient ID become the
-subject when one is known. Pixel data is not changed: its options (113101, 113102) belong to what cleans pixels.
+subject when one is known. The days by which dates move come from the Patient ID as it is found: a script that changes
+it before this one changes them. Pixel data is not changed; its options (113101, 113102) belong to what cleans pixels.
 """
 
 from __future__ import annotations
