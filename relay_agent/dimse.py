@@ -71,11 +71,8 @@ def encode(elements: dict[int, int | str]) -> bytes:
     body = bytearray()
     for element in sorted(elements):
         value = elements[element]
-        if isinstance(value, int):
-            raw = value.to_bytes(2, "little")
-        else:
-            raw = value.encode("ascii", "replace")
-        body += _element(element, raw)
+        body += _element(element, value.to_bytes(2, "little") if isinstance(value, int)
+                         else value.encode("ascii", "replace"))
     return _ELEMENT.pack(0, 0, 4) + len(body).to_bytes(4, "little") + bytes(body)
 
 
