@@ -6,6 +6,7 @@ import hashlib
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -38,10 +39,19 @@ def _element(number: int, vr: bytes, value: bytes) -> bytes:
 
 def file_header(sop_class: str, sop_instance: str, transfer_syntax: str, calling_ae: str, called_ae: str) -> bytes:
     """Preamble, ``DICM`` and File Meta Information of a received instance (PS3.10 section 7.1)."""
-    meta = b"".join((
+    before, after = _around_instance(sop_class, transfer_syntax, calling_ae, called_ae)
+    instance = _element(0x0003, b"UI", sop_instance.encode())
+    length = struct.pack("<I", len(before) + len(instance) + len(after))
+    return b"".join((bytes(128), b"DICM", _element(0x0000, b"UL", length), before, instance, after))
+
+
+@lru_cache(maxsize=256)
+def _around_instance(sop_class: str, transfer_syntax: str, calling_ae: str, called_ae: str) -> tuple[bytes, bytes]:
+    """The elements before and after the SOP Instance UID, which are the same for a whole series."""
+    return b"".join((
         _element(0x0001, b"OB", b"\0\1"),
         _element(0x0002, b"UI", sop_class.encode()),
-        _element(0x0003, b"UI", sop_instance.encode()),
+    )), b"".join((
         _element(0x0010, b"UI", transfer_syntax.encode()),
         _element(0x0012, b"UI", IMPLEMENTATION_UID.encode()),
         _element(0x0013, b"SH", IMPLEMENTATION_NAME.encode()),
@@ -49,7 +59,6 @@ def file_header(sop_class: str, sop_instance: str, transfer_syntax: str, calling
         _element(0x0017, b"AE", calling_ae.encode()),
         _element(0x0018, b"AE", called_ae.encode()),
     ))
-    return bytes(128) + b"DICM" + _element(0x0000, b"UL", struct.pack("<I", len(meta))) + meta
 
 
 @dataclass(frozen=True, slots=True)
