@@ -6,6 +6,7 @@ The data set goes out byte for byte as it lies in the spool; nothing is decoded 
 from __future__ import annotations
 
 import ssl
+import time
 from collections import Counter, deque
 from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager
@@ -28,6 +29,7 @@ from relay_agent.throttle import Throttle
 STUDY_ROOT_FIND = "1.2.840.10008.5.1.4.1.2.2.1"  # Study Root Query/Retrieve Information Model
 
 _CONNECT, _ANSWER = 30.0, 300.0  # seconds; an archive may take its time over a large instance
+_LIST = 1800.0  # seconds for all answers to one query
 _CONTEXTS = 128  # of an association: their IDs are odd and of one byte (PS3.8 section 9.3.2.2)
 _BLOCK = 2**18  # bytes that are read and sent at a time, in PDUs as long as the peer likes
 _PLAIN = (str(ExplicitVRLittleEndian), str(ImplicitVRLittleEndian))
@@ -199,9 +201,12 @@ class DICOMDestination:
         context = association.context(STUDY_ROOT_FIND)
         assert context is not None  # it is the only one that was asked for
         listed: set[str] = set()
+        until = time.monotonic() + _LIST
         answer = association.ask(STUDY_ROOT_FIND, dimse.request(dimse.C_FIND_RQ, number, STUDY_ROOT_FIND),
                                  [dicom.encode(query, context.transfer_syntax)])
         while answer.status in _PENDING:
+            if time.monotonic() > until:
+                raise Retry(f"{self._where}: C-FIND was answered for {_LIST:.0f} s and no end was in sight")
             try:
                 listed.add(str(dicom.decode(answer.data, context.transfer_syntax).get("SOPInstanceUID", "")))
             except Exception:  # whatever malformed bytes make the decoder do

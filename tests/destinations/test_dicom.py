@@ -297,6 +297,25 @@ def test_peer_falls_silent_over_an_instance(tmp_path: Path, monkeypatch: pytest.
         assert {*manifest.items[3:]} <= {*there.missing(manifest, None)}
 
 
+def test_peer_lists_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dicom_destination, "_LIST", 1.0)
+    over = threading.Event()
+
+    def find(event: evt.Event) -> Iterator[tuple[int, Any]]:
+        while not over.is_set():
+            yield 0xFF00, event.identifier
+
+    ae = AE()
+    ae.add_supported_context(dicom_destination.STUDY_ROOT_FIND)
+    server = ae.start_server(("127.0.0.1", 0), block=False, evt_handlers=[(evt.EVT_C_FIND, find)])
+    try:
+        with pytest.raises(Retry, match="no end was in sight"):
+            destination(server.server_address[1]).missing(images(tmp_path), None)
+    finally:
+        over.set()
+        server.shutdown()
+
+
 def test_a_report_between_instances_disturbs_nothing(tmp_path: Path) -> None:
     """Once with each instance: pynetdicom's requestor hung for ever at the next one, or broke the association."""
     manifest = images(tmp_path)
