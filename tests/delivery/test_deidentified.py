@@ -226,7 +226,7 @@ def test_a_script_that_is_wrong_holds_with_line_and_column(pair: Pair, tmp_path:
     sent = images(2)
     box.take(sent)
     row = box.wait_shipment(State.HELD)
-    assert "p1.das" in row["reason"] and "line 10" in row["reason"]
+    assert "p1.das" in row["reason"] and "line 9, column 15" in row["reason"]
     for command in (["retry", "1"], ["assign", "1", "--route", "all"], ["release", "1"]):
         box.cli(*command)
         box.wait_shipment(State.HELD)
