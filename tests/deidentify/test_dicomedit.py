@@ -24,7 +24,7 @@ from tests.deidentify import golden
 CASES = golden.cases("dicomedit")
 INPUTS = golden.inputs("dicomedit")
 DIFFERENCES = json.loads((golden.HERE / "dicomedit" / "differences.json").read_text("utf-8"))
-DOCS = Path(__file__).parents[2] / "docs" / "anonymisation.md"
+DOCS = Path(__file__).parents[2] / "docs" / "dicomedit.md"
 IDENTIFYING = ("00100010", "00100020", "00080050", "00080080", "00104000", "0020000D")
 
 
