@@ -156,7 +156,7 @@ class Path:
     def leaves(self, data: Dataset) -> Iterator[tuple[Dataset, Element]]:
         """Matching elements that hold no items: what ``?=`` and the functions for lists of paths work on."""
         steps, deep = self._normal
-        if steps == (".",) and not deep:
+        if steps[-1] == "." and not deep:
             return
         for where, element, item in _find(data, steps, True):
             items = where.items(element.tag)

@@ -63,6 +63,7 @@ class Run:
     context: Context
     lookup: Mapping[str, str]
     variables: dict[str, Any] = field(default_factory=dict)
+    seed: str = field(init=False)  # the object's SOP Instance UID as it came, for new UIDs
 
     def __post_init__(self) -> None:  # noqa: D105 - the class says it
         self.seed = self.file.dataset.text(0x00080018) or ""
