@@ -76,6 +76,7 @@ _MODALITIES = {"US": Kind.ULTRASOUND, "IVUS": Kind.ULTRASOUND, "ES": Kind.PHOTOG
                "GM": Kind.PHOTOGRAPH, "SM": Kind.PHOTOGRAPH, "DMS": Kind.PHOTOGRAPH, "OP": Kind.PHOTOGRAPH,
                "SR": Kind.STRUCTURED_REPORT, "DOC": Kind.ENCAPSULATED_DOCUMENT, "AU": Kind.AUDIO}
 _OFTEN_BURNED = frozenset({"US", "IVUS", "ES", "XC", "GM", "SM", "OP", "OT", "SC", "HC", "HD", "FID", ""})
+_SEQUENCES = frozenset({"SQ", "UN"})
 _CONVERSIONS = frozenset({"DV", "DF", "WSD", "SD", "SI", "DRW"})  # Conversion Type, PS3.3 section C.8.6.1
 _DOSE_WORDS = ("dose report", "dose info", "dose record", "dose summary", "dose page", "patient protocol",
                "exam protocol", "protocol page")
@@ -142,16 +143,20 @@ def _found(data: Dataset, transfer_syntax: str) -> Iterator[Kind]:
 
 
 def _graphics(data: Dataset) -> Iterator[Kind]:
-    for _, holder, element in data.walk():
-        group, number = element.tag >> 16, element.tag & 0xFFFF
-        if element.tag == 0x00700001:
-            yield Kind.ANNOTATION
-        elif group & 0xFF01 == 0x5000 and element.size:
+    for element in data:
+        tag = element.tag
+        if element.vr in _SEQUENCES:
+            if tag == 0x00700001:
+                yield Kind.ANNOTATION
+            for item in data.items(tag):
+                yield from _graphics(item)
+        elif 0x50000000 <= tag < 0x51000000 and not tag & 0x10000 and element.size:
             yield Kind.CURVE
-        elif group & 0xFF01 == 0x6000 and number == 0x3000 and element.value.strip(b"\0"):
-            yield Kind.OVERLAY
-        elif group & 0xFF01 == 0x6000 and number == 0x0100 and holder.numbers(element.tag) not in ((), (1,)):
-            yield Kind.OVERLAY  # in bits of the pixels that these do not use, retired
+        elif 0x60000000 <= tag < 0x61000000 and not tag & 0x10000:
+            if tag & 0xFFFF == 0x3000 and element.value.strip(b"\0"):
+                yield Kind.OVERLAY
+            elif tag & 0xFFFF == 0x0100 and data.numbers(tag) not in ((), (1,)):
+                yield Kind.OVERLAY  # in bits of the pixels that these do not use, retired
 
 
 def _words(data: Dataset, tag: int) -> list[str]:

@@ -16,9 +16,10 @@ from dicomanonymizer import anonymize_dicom_file
 from pydicom.data import get_testdata_file
 from pydicom.uid import generate_uid
 
-from relay_agent.deidentify.make import Made, Numbers, Task, make, make_all
-from relay_agent.deidentify.recipe import Recipe, Step
+from relay_agent.deidentify.make import Made, Numbers, Task, context, make, make_all
+from relay_agent.deidentify.recipe import Recipe, Step, load
 from relay_agent.dicom import data_set_digest, read_meta
+from relay_agent.instance import File
 from tests.bench.corpus import Corpus, plane
 from tests.bench.results import MB, Medians, Run, Section, Table, Target, ratio, show
 
@@ -39,6 +40,7 @@ SCRIPT = '''version "6.6"
 - (0008,1010)
 - (0008,1070)
 - (0010,0030)
+- (0010,1002)
 - (0010,1040)
 - (0010,4000)
 - (0018,1000)
@@ -46,9 +48,10 @@ SCRIPT = '''version "6.6"
 removeAllPrivateTags
 '''
 _GONE = ("InstitutionName", "InstitutionAddress", "ReferringPhysicianName", "StationName", "OperatorsName",
-         "PatientBirthDate", "PatientAddress", "PatientComments", "DeviceSerialNumber", "ImageComments")
+         "PatientBirthDate", "OtherPatientIDsSequence", "PatientAddress", "PatientComments", "DeviceSerialNumber",
+         "ImageComments")
 _UIDS = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "FrameOfReferenceUID")
-OURS, PROFILE = "relay agent, DicomEdit", "relay agent, PS3.15"
+ENGINE, OURS, PROFILE = "DicomEdit script alone", "relay agent, DicomEdit", "relay agent, PS3.15"
 PLAIN, PEER, NOTHING = "pydicom", "dicom-anonymizer", "copy"
 
 
@@ -93,6 +96,18 @@ def _recipe(step: Step) -> Recipe:
     return Recipe((step,), (), "P1", "S1", "S1_MR1", (), ())
 
 
+def _engine(recipe: Recipe) -> Callable[[Path, Path], None]:
+    """What the others do: read, the script, write."""
+    script = load(recipe.steps[0])
+
+    def one(source: Path, target: Path) -> None:
+        file = File.read(source)
+        script.apply(file, context(recipe, b"key", datetime.now()))
+        with target.open("wb") as out:
+            out.writelines(file.encode())
+    return one
+
+
 def _ours(recipe: Recipe, ledger: Path, tasks: dict[Path, Task]) -> Callable[[Path, Path], None]:
     """All that the agent does for an instance: proof of what was received, scripts, search for residues, digests."""
     numbers = Numbers(ledger, b"key")
@@ -115,8 +130,8 @@ def deidentify(_: Corpus, folder: Path, quick: bool) -> Section:
     out.mkdir()
     recipe, profile = _recipe(Step("site.das", SCRIPT)), _recipe(Step("ps3.15", "ps3.15"))
     ledger, tasks = folder / "ledger", {path: _task(path, out / path.name) for path in paths}
-    ways = {OURS: _ours(recipe, ledger, tasks), PROFILE: _ours(profile, ledger, tasks), PLAIN: _plain, PEER: _peer,
-            NOTHING: _nothing}
+    ways = {ENGINE: _engine(recipe), OURS: _ours(recipe, ledger, tasks), PROFILE: _ours(profile, ledger, tasks), PLAIN: _plain,
+            PEER: _peer, NOTHING: _nothing}
     runs = []
     for _round in range(1 if quick else ROUNDS):
         for name, way in ways.items():
@@ -132,11 +147,12 @@ def deidentify(_: Corpus, folder: Path, quick: bool) -> Section:
     rows = [[name, "", show(one.rate), show(one.speed), f"{one.cpu_instance:.2f}", ratio(one.rate, found[PLAIN].rate)]
             for name, one in found.items()]
     columns = ["way", "", "per second", "MB/s", "CPU ms", "of pydicom's"]
-    notes = ["the agent's figures hold the proof that the file is what was received, the search for identifiers that "
+    notes = ["the relay agent's figures hold the proof that the file is what was received, the search for identifiers that "
              "are left, and MD5 and SHA-256 of the result",
              f"with {os.cpu_count()} processes: {show(together / MB)} MB/s"]
     table = Table("De-identify CT of 525 kB, one core, file to file", columns, rows, notes)
-    targets = [Target("de-identify, against pydicom read-edit-write", found[OURS].rate / found[PLAIN].rate, 3.0),
+    targets = [Target("de-identify, against pydicom read-edit-write", found[ENGINE].rate / found[PLAIN].rate, 3.0),
+               Target("the same with proof, search and digests", found[OURS].rate / found[PLAIN].rate, 3.0),
                Target("de-identify with all cores, against a line of 1 Gbit/s", together / GIGABIT, 1.0)]
     return Section("deidentify", [table], targets, runs)
 
