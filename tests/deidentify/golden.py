@@ -1,6 +1,7 @@
 """Recorded outcomes of other engines: cases, inputs, and our own output flattened the same way (by pydicom).
 
-Path: 8 hex digits; items ``TAG[index]/TAG``. Entry: ``{"vr", "value"}`` or, of a sequence, ``{"vr": "SQ", "items": n}``.
+Path: 8 hex digits; items ``TAG[index]/TAG``. Entry:
+``{"vr", "value"}`` or, of a sequence, ``{"vr": "SQ", "items": n}``.
 """
 
 from __future__ import annotations
@@ -88,7 +89,7 @@ def _flatten(data: pydicom.Dataset, where: str, little: bool, terms: list[str], 
             value = element.value or b""
             if tag == 0x00080005 and not isinstance(value, bytes):  # pydicom has decoded this one for itself
                 value = "\\".join([value] if isinstance(value, str) else value).encode()
-            flat[path] = {"vr": vr, **_value(value, vr, little, terms)}
+            flat[path] = {"vr": str(vr), **_value(value, vr, little, terms)}
 
 
 def _implicit_vr(tag: int) -> str:
@@ -102,6 +103,8 @@ def _implicit_vr(tag: int) -> str:
 
 
 def _value(value: bytes, vr: str, little: bool, terms: list[str]) -> dict:
+    if not value:
+        return {"value": []}
     if vr in NUMBERS:
         size = len(value) // struct.calcsize(NUMBERS[vr])
         return {"value": list(struct.unpack(f"{'<' if little else '>'}{size}{NUMBERS[vr]}", value))}
