@@ -84,8 +84,10 @@ def painted(monkeypatch: pytest.MonkeyPatch) -> list[list[tuple[int, int, int, i
     return calls
 
 
-SIGNATURES = """
-{ Modality.equals("CT") } (0,0,1,1)
+SIGNATURES = """A library of regions (from many sites, 2 of 3), see http://example.org
+*** CT ***
+Dose (all) { Modality.equals("CT") } (0,0,1,1)
+ MR 512 x 512 - screen
 { Modality.equals("MR") * // magnetic
   Rows.isGreaterThan("5") }
 (2, 3, 4, 5)(-5,-4,90,2) // two
@@ -98,7 +100,7 @@ def test_the_first_signature_paints(painted: list[list[tuple[int, int, int, int]
     script = pickle.loads(pickle.dumps(ctp.parse_pixels(SIGNATURES, "site.pixels")))
     script.apply(made(), context)
     assert painted == [[(2, 3, 7, 9), (15, 6, 20, 9)]]
-    assert context.rule == "site.pixels line 3"
+    assert context.rule == "site.pixels line 5"
     assert script.touches() == {0x7FE00010}
 
 
@@ -123,10 +125,20 @@ def test_an_image_without_size_fails(painted: list[list[tuple[int, int, int, int
     assert painted == []
 
 
+def test_float_pixels_fail(painted: list[list[tuple[int, int, int, int]]]) -> None:
+    file = made()
+    file.dataset.remove(0x7FE00010)
+    file.dataset.put(0x7FE00008, "OF", bytes(800))
+    with pytest.raises(Failed, match="type float"):
+        ctp.parse_pixels("{ true. } (0,0,1,1)", "p").apply(file, Context(UIDs(b"k", "P")))
+    assert painted == []
+
+
 @pytest.mark.parametrize(("text", "message"), [
-    ("", "no signature"), ("{ true. } (0,0,1)", "line 1, column 11: a region"), ("(0,0,1,1)", "{ filter } is expected"),
-    ("\n{ true. * }", "line 2, column 11: an element"), ("{ true. } // (1,2,3,4)", "takes no notice of the //"),
-    ("{ true. } (a,b,c,d)", "a region is expected"), ("{ true.", "{ filter } is expected"),
+    ("", "no signature"), ("{ true. } (0,0,1)", "line 1, column 11: a region"), ("(0,0,1,1)", "has no signature"),
+    ("(0,0,1,1) { true. }", "{ filter } is expected before"), ("\n{ true. * }", "line 2, column 11: an element"),
+    ("{ true. } (0,0,51O,9)", "a region is expected"), ("{ true. } (0,0,9,9", "a region is expected"),
+    ("{ true. } { true.", "column 11: a region is expected"),
 ])
 def test_errors_of_pixel_scripts(text: str, message: str) -> None:
     with pytest.raises(ScriptError) as error:
