@@ -130,8 +130,8 @@ def deidentify(_: Corpus, folder: Path, quick: bool) -> Section:
     out.mkdir()
     recipe, profile = _recipe(Step("site.das", SCRIPT)), _recipe(Step("ps3.15", "ps3.15"))
     ledger, tasks = folder / "ledger", {path: _task(path, out / path.name) for path in paths}
-    ways = {ENGINE: _engine(recipe), OURS: _ours(recipe, ledger, tasks), PROFILE: _ours(profile, ledger, tasks), PLAIN: _plain,
-            PEER: _peer, NOTHING: _nothing}
+    ways = {ENGINE: _engine(recipe), OURS: _ours(recipe, ledger, tasks), PROFILE: _ours(profile, ledger, tasks),
+            PLAIN: _plain, PEER: _peer, NOTHING: _nothing}
     runs = []
     for _round in range(1 if quick else ROUNDS):
         for name, way in ways.items():
@@ -147,8 +147,8 @@ def deidentify(_: Corpus, folder: Path, quick: bool) -> Section:
     rows = [[name, "", show(one.rate), show(one.speed), f"{one.cpu_instance:.2f}", ratio(one.rate, found[PLAIN].rate)]
             for name, one in found.items()]
     columns = ["way", "", "per second", "MB/s", "CPU ms", "of pydicom's"]
-    notes = ["the relay agent's figures hold the proof that the file is what was received, the search for identifiers that "
-             "are left, and MD5 and SHA-256 of the result",
+    notes = ["the relay agent's figures hold the proof that the file is what was received, the search for identifiers "
+             "that are left, and MD5 and SHA-256 of the result",
              f"with {os.cpu_count()} processes: {show(together / MB)} MB/s"]
     table = Table("De-identify CT of 525 kB, one core, file to file", columns, rows, notes)
     targets = [Target("de-identify, against pydicom read-edit-write", found[ENGINE].rate / found[PLAIN].rate, 3.0),

@@ -2,14 +2,14 @@
 
 An element with a command gets what the command gives; of the others the script may remove private groups, all that it
 does not name, overlays and curves. Like CTP this reads the object as it came and never as it is becoming. Where CTP
-fails open this refuses the script, fails, or does the safe thing: ``docs/anonymisation-ctp.md`` lists the differences.
+fails open this refuses the script, fails, or does the safe thing: ``docs/ctp.md`` lists the differences.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-from relay_agent.dataset import CHARSET, Dataset, vr_of
+from relay_agent.dataset import CHARSET, Broken, Dataset, vr_of
 from relay_agent.deidentify.ctp import codes, store
 from relay_agent.deidentify.ctp.command import KEEP, REMOVE, Mark, Piece, run
 from relay_agent.deidentify.ctp.compiler import Compiled, Rule, compiled
@@ -22,6 +22,7 @@ from relay_agent.instance import File
 _KEPT = frozenset({0x00080016, 0x00080018, 0x0020000D})  # whatever is not named: SOP Class, SOP Instance, Study UID
 _KEPT_GROUPS = frozenset({0x0028, 0x7FE0})
 _BEHIND = 0xFFFA0000  # digital signatures and padding: after a change the first do not hold, and CTP drops both
+_FREE = frozenset({"SH", "LO", "ST", "LT", "UC", "UT", "PN"})  # VRs that Specific Character Set rules
 _OVERLAYS, _CURVES = 0x60, 0x50  # high bytes of their groups
 
 
@@ -70,9 +71,14 @@ class Anonymizer:
                 if isinstance(rule.key, int) and rule.key not in data:
                     self._insert(rule, rule.key, state)
             self._elements(state)
+            if self._unwanted(root, CHARSET, CHARSET not in state.rules) and not _needs_character_set(data):
+                context.rule = self._labels["unspecifiedelements"]
+                data.remove(CHARSET)
         except Failed as error:
             if error.rule:
                 raise
+            raise Failed(str(error), context.rule) from None
+        except Broken as error:
             raise Failed(str(error), context.rule) from None
         except RecursionError:
             raise Failed("the object or the script is nested too deep", context.rule) from None
@@ -108,6 +114,8 @@ class Anonymizer:
         data, rules = level.live, self._rules(level)
         for tag, element in level.before.items():
             rule = rules.get(tag)
+            if tag == CHARSET and rule is None and level.up is None:
+                continue  # needed to the end; see apply
             why = self._unwanted(level, tag, rule is None)
             if why:
                 context.rule = self._labels.get(why) or f"{self.name} ({why})"
@@ -192,3 +200,9 @@ class Anonymizer:
                         continue
                 if element.vr in ("SQ", "UN"):
                     self._inside(item.items_of(element), context)
+
+
+def _needs_character_set(data: Dataset) -> bool:
+    """Whether a text is left that nobody could read without Specific Character Set; CTP removes it all the same."""
+    return any(element.vr in _FREE and (not (value := element.value).isascii() or b"\x1b" in value)
+               for _, _, element in data.walk())

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from relay_agent.dataset import PIXELS, show, vr_of
+from relay_agent.dataset import CHARSET, PIXELS, show, vr_of
 from relay_agent.deidentify.ctp import properties, source, store
 from relay_agent.deidentify.ctp.command import KEEP, NOTHING, Mark, Program, Scope, Wrong, parse
 from relay_agent.deidentify.ctp.element import Key, Unknown, key
@@ -15,6 +15,7 @@ from relay_agent.deidentify.ctp.source import Line, Source
 from relay_agent.deidentify.script import Finding, ScriptError
 
 _CODES = 0x00120064
+_FOR_SEQUENCES = re.compile(r"@\s*(?:process|remove|keep|empty|blank|if|select|require|lookup)\s*\(")
 _BARE = re.compile(r"\b(?:keep|remove|empty|blank|process|hash\w*|incrementdate|lookup|param|contents)\(")
 
 
@@ -52,8 +53,8 @@ def compiled(text: str, name: str, lookup: str | None) -> Compiled:
             table = {entry.key: entry.value for entry in properties.entries(lookup.removeprefix("\ufeff"))}
         except ScriptError as error:
             raise ScriptError(f"lookup table, {error}") from None
-    script = Compiled(read, [], table, list(read.findings))
     lines, local = _keys(read)
+    script = Compiled(read, [], table, list(read.findings))
     for element, line in lines.items():
         rule = _rule(element, line, name, Scope(read.parameters, local), script.findings)
         script.rules.append(rule)
@@ -82,7 +83,7 @@ def _keys(read: Source) -> tuple[dict[Key, Line], dict[str, Key]]:
                 raise ScriptError(f"{_show(element)} has a command in line {lines[element].line} already, under "
                                   "another name; which of them CTP obeys is chance", line.line)
             read.findings.append(Finding(f"{_show(element)} has a command in line {lines[element].line} already; this "
-                                         "one is obeyed", line.line, True))
+                                         "one is obeyed", line.line))
         lines[element] = line
         group = element >> 16 if isinstance(element, int) else element[0]
         if group & 1 and line.name:
@@ -122,7 +123,7 @@ def _notes(element: Key, where: str, line: Line, program: Program, always: bool)
     found = []
     texts = [part for part in program if isinstance(part, str)]
     if any(_BARE.search(text) for text in texts):
-        found.append(Finding(f"{where}: a function without @ is written as text", line.line, True))
+        found.append(Finding(f"{where}: a function without @ is written as text", line.line))
     if NOTHING in program and not always:
         found.append(Finding(f"{where}: @always() works only at the beginning of a command", line.line))
     if isinstance(element, int) and not element >> 16 & 1 and element != _CODES:
@@ -132,6 +133,12 @@ def _notes(element: Key, where: str, line: Line, program: Program, always: bool)
         if fixed and text and not any(isinstance(part, Mark) for part in program) and not store.fits(vr, text):
             found.append(Finding(f"{where}: its VR {vr} cannot hold this text. CTP leaves the original value; here "
                                  "every object that has the element is quarantined", line.line, True))
+        if vr == "SQ" and not _FOR_SEQUENCES.search(line.command):
+            found.append(Finding(f"{where}: a sequence holds no text. CTP leaves it as it is; here every object that "
+                                 "has it is quarantined. Write @process(), @remove() or @empty()", line.line, True))
+    if element == CHARSET and program != (KEEP,):
+        found.append(Finding(f"{where}: without it, or with another value, nobody can read the texts that stay",
+                             line.line))
     return found
 
 
@@ -141,13 +148,15 @@ def _about(script: Compiled) -> list[Finding]:
     if read.disabled:
         found.append(Finding(f"{read.disabled} elements of the script are disabled"))
     if not script.rules and not read.remove:
-        found.append(Finding("the script changes nothing", 0, True))
+        found.append(Finding("the script changes nothing"))
     line = read.remove.get("privategroups", 0)
     if line:
         found.append(Finding("CTP leaves private elements in the items of sequences, unless a @process() reaches them; "
                              "here they are removed there too", line))
     elif "unspecifiedelements" not in read.remove:
-        found.append(Finding("private groups are not removed; they often hold identifying values", 0, True))
+        found.append(Finding("private groups are not removed; they often hold identifying values"))
+    if "unspecifiedelements" not in read.remove and not any("process" in entry.command for entry in read.lines):
+        found.append(Finding("no command has @process(): elements in the items of sequences stay as they are"))
     if "curves" in read.remove:
         found.append(Finding("CTP removes curves only together with unspecifiedelements; here they are removed always",
                              read.remove["curves"]))

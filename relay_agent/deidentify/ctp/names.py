@@ -88,8 +88,11 @@ def hint(name: str) -> str:
     names, keywords, by_tag = _names()
     tag = keywords.get(name)
     if tag is not None:
-        other = f"CTP calls it {by_tag[tag]}; " if tag in by_tag else ""
-        return f"CTP does not know the DICOM keyword {name} and would read it as empty; {other}write {tag:08X}"
+        if tag not in by_tag:
+            return (f"it is not certain how CTP calls {name}, and what it does not know it reads as empty; "
+                    f"write {tag:08X}")
+        return (f"CTP does not know the DICOM keyword {name} and would read it as empty; CTP calls it {by_tag[tag]}; "
+                f"write {tag:08X}")
     close = difflib.get_close_matches(name, names, 1, 0.8)
     return (f"CTP does not know an element {name} and would read it as empty; "
             + (f"did you mean {close[0]}?" if close else "write the tag, eight hexadecimal digits"))

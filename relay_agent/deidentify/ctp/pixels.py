@@ -1,7 +1,7 @@
 """The DicomPixelAnonymizer of CTP: ``{ filter } (x,y,w,h)(x,y,w,h)``, the first filter that is true paints.
 
-Negative x and y count from the right and the lower edge. CTP paints one row more than h says; so does this, and one
-column more. An object that no filter takes goes on as it is.
+Any other text may stand between them. Negative x and y count from the right and the lower edge. CTP paints one row more
+than h says; so does this, and one column more. An object that no filter takes goes on as it is.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ from relay_agent.deidentify.ctp.filters import Parser, Test, holds
 from relay_agent.deidentify.script import Context, Failed, Finding, ScriptError
 from relay_agent.instance import File
 
+_FLOAT_PIXELS = (0x7FE00008, 0x7FE00009)
 _ROWS, _COLUMNS = 0x00280010, 0x00280011
-_SPACE = re.compile(r"(?:\s|//[^\n]*(?:\n|$))*")
 _EXPRESSION = re.compile(r"\{([^{}]*)\}")
-_REGION = re.compile(r"\(\s*(-?\d{1,6})\s*,\s*(-?\d{1,6})\s*,\s*(\d{1,6})\s*,\s*(\d{1,6})\s*\)")
+_BRACKETS = re.compile(r"\(([^()]*)\)|\(\s*-?\d+\s*,|[{}]")  # the last two are half a region and half a filter
+_REGION = re.compile(r"\s*(-?\d{1,6})\s*,\s*(-?\d{1,6})\s*,\s*(\d{1,6})\s*,\s*(\d{1,6})\s*")
 
 Region = tuple[int, int, int, int]
 
@@ -46,29 +47,21 @@ class PixelAnonymizer:
         return PixelAnonymizer, (self._text, self.name)
 
     def _parse(self, text: str) -> list[Signature]:
-        signatures: list[Signature] = []
-        position = _skip(text, 0)
-        while position < len(text):
-            found = _EXPRESSION.match(text, position)
-            if found is None:
-                raise ScriptError("{ filter } is expected", *_place(text, position))
-            parser = Parser(found[1], _place(text, found.start(1)))
-            test, regions, line = parser.parse(), [], _place(text, position)[0]
-            self._findings += parser.findings
-            position = _skip(text, found.end())
-            while text[position:position + 1] == "(":
-                region = _REGION.match(text, position)
-                if region is None:
-                    raise ScriptError("a region is expected as (x,y,width,height), whole numbers; CTP would skip it",
-                                      *_place(text, position))
-                x, y, width, height = map(int, region.groups())
-                regions.append((x, y, width, height))
-                position = _skip(text, region.end())
-            if not regions:
-                self._findings.append(Finding("a signature without regions: what it takes is never painted", line))
-            signatures.append(Signature(test, tuple(regions), line))
-        if not signatures:
+        found = list(_EXPRESSION.finditer(text))
+        if not found:
             raise ScriptError("the script has no signature; { filter } (x,y,width,height) is expected")
+        if _regions(text, 0, found[0].start()):
+            raise ScriptError("{ filter } is expected before the first region", *_place(text, 0))
+        signatures = []
+        for one, after in zip(found, [*(match.start() for match in found[1:]), len(text)], strict=True):
+            place = _place(text, one.start(1))
+            parser = Parser(one[1], place)
+            test = parser.parse()
+            self._findings += parser.findings
+            regions = _regions(text, one.end(), after)
+            if not regions:
+                self._findings.append(Finding("a signature without regions: what it takes is never painted", place[0]))
+            signatures.append(Signature(test, regions, place[0]))
         return signatures
 
     def apply(self, file: File, context: Context) -> None:
@@ -78,10 +71,8 @@ class PixelAnonymizer:
             for signature in self._signatures:
                 if holds(signature.test, file.dataset, file.meta):
                     context.rule = f"{self.name} line {signature.line}"
-                    if signature.regions and PIXELS in file.dataset:
-                        from relay_agent.deidentify.pixels import paint  # noqa: PLC0415 - with numpy
-
-                        paint(file, _rectangles(file.dataset, signature.regions))
+                    if signature.regions:
+                        _paint(file, signature.regions)
                     return
         except Failed as error:
             if error.rule:
@@ -97,15 +88,28 @@ class PixelAnonymizer:
         return {PIXELS}
 
 
-def _skip(text: str, position: int) -> int:
-    """Behind blanks and comments; CTP does not know comments here and paints the regions in them."""
-    found = _SPACE.match(text, position)
-    end = found.end() if found is not None else position
-    hidden = re.search(r"[({]", text[position:end])
-    if hidden is not None:
-        raise ScriptError("CTP takes no notice of the // here and uses what stands behind it; remove it",
-                          *_place(text, position + hidden.start()))
-    return end
+def _paint(file: File, regions: tuple[Region, ...]) -> None:
+    if PIXELS in file.dataset:
+        from relay_agent.deidentify.pixels import paint  # noqa: PLC0415 - numpy comes with it
+
+        paint(file, _rectangles(file.dataset, regions))
+    elif any(tag in file.dataset for tag in _FLOAT_PIXELS):
+        raise Failed("pixels of type float cannot be painted over")
+
+
+def _regions(text: str, start: int, end: int) -> tuple[Region, ...]:
+    """The regions in a piece of the script; between them may be any text, as CTP's own library has it."""
+    regions = []
+    for found in _BRACKETS.finditer(text, start, end):
+        inner = found[1] if found[1] is not None else ""
+        region = _REGION.fullmatch(inner)
+        if region is not None:
+            x, y, width, height = map(int, region.groups())
+            regions.append((x, y, width, height))
+        elif found[1] is None or inner.count(",") == 3 or re.fullmatch(r"[\d\s,.+-]*,[\d\s,.+-]*", inner):
+            raise ScriptError("a region is expected as (x,y,width,height), whole numbers, or { filter }; CTP would "
+                              "skip this", *_place(text, found.start()))
+    return tuple(regions)
 
 
 def _place(text: str, position: int) -> tuple[int, int]:
