@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import struct
+from functools import lru_cache
 
 from relay_agent.deidentify.residue import Identifiers
 
@@ -17,15 +18,16 @@ GROUP = 0x0029
 HEADERS = frozenset({0x10, 0x20})  # image and series; low bytes
 TEXTS = frozenset({0x08, 0x09, 0x18, 0x19})  # their types and versions
 _BLANKED = re.compile(rb"UsedPatientWeight|ReferencedImageSequence|Patient(?:s?(?:Name|ID|Age|Sex|Size|Birth\w*))")
-_ABOUT = rb"(?i)(?:patient(?!pos|ori)|referenceimage|birth)[\w.\[\]]*"
-_LINES = re.compile(_ABOUT + rb"[ \t]*=([^\r\n\0]*)")  # of the ASCCONV part of the protocol
-_PARAMETERS = re.compile(_ABOUT + rb"\">\s*\{([^{}\0]*)\}")  # of its XProtocol part
+_ABOUT = (rb"patient(?!pos|ori)", rb"referenceimage", rb"birth")  # in the names of parameters, in lower case
+_PARAMETERS = [re.compile(about + rb"[\w.\[\]]*(?:[ \t]*=([^\r\n\0]*)|\">\s*\{([^{}\0]*)\})") for about in _ABOUT]
 _SAYING = re.compile(rb"<[^<>]*>|[^\s\"]")  # but tags and quotes
-_UID = re.compile(rb"(?<![\d.])[0-2](?:\.\d+){5,}")
-_DATE = re.compile(rb"(?<![\d.])(?:(?:19|20)\d\d(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])|\d\d\.\d\d\.\d{4}|"
+_NUMBERS = re.compile(rb"[\d.\-]{8,}")
+_UID = re.compile(rb"[0-2](?:\.\d+){5,}")
+_DATE = re.compile(rb"(?<!\d)(?:(?:19|20)\d\d(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])|\d\d\.\d\d\.\d{4}|"
                    rb"\d{4}-\d\d-\d\d)(?!\d)")
 
 
+@lru_cache(4)  # the header of a series is the same in all its images
 def clean(value: bytes, identifiers: Identifiers, keep_uids: bool) -> bytes | None:
     """The header without what identifies; None when it cannot be read, or something that identifies is left."""
     header = bytearray(value)
@@ -35,10 +37,15 @@ def clean(value: bytes, identifiers: Identifiers, keep_uids: bool) -> bytes | No
                 header[start:end] = bytes(end - start)
     except struct.error:
         return None
-    cleaned = _PARAMETERS.sub(_blank_parameter, _LINES.sub(_blank_parameter, bytes(header)))
-    if not keep_uids:
-        cleaned = _UID.sub(_blank, cleaned)
-    cleaned = _DATE.sub(_blank, cleaned)
+    for pattern in _PARAMETERS:  # an ASCCONV line, or an XProtocol parameter with its braces
+        for match in pattern.finditer(value.lower()):
+            start, end = match.span(match.lastindex or 0)
+            header[start:end] = _SAYING.sub(_blank_word, bytes(header[start:end]))
+    for match in _NUMBERS.finditer(bytes(header)):
+        is_uid = _UID.fullmatch(match.group())
+        if not keep_uids if is_uid else _DATE.search(match.group()):
+            header[match.start():match.end()] = b" " * len(match.group())
+    cleaned = bytes(header)
     return cleaned if identifiers.in_bytes(cleaned) is None else None
 
 
@@ -63,12 +70,5 @@ def _items(value: bytes) -> list[tuple[bytes, int, int]]:
     return found
 
 
-def _blank(match: re.Match[bytes]) -> bytes:
-    return b" " * len(match.group())
-
-
-def _blank_parameter(match: re.Match[bytes]) -> bytes:
-    start, end = (place - match.start() for place in match.span(1))
-    whole = match.group()
-    blanked = _SAYING.sub(lambda one: one.group() if one.group().startswith(b"<") else b" ", whole[start:end])
-    return whole[:start] + blanked + whole[end:]
+def _blank_word(match: re.Match[bytes]) -> bytes:
+    return match.group() if match.group().startswith(b"<") else b" "
