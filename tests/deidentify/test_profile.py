@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import struct
 
 import pytest
 from hypothesis import given, settings
@@ -12,7 +13,7 @@ from pydicom.valuerep import VR
 from relay_agent.dataset import EXPLICIT, IMPLICIT, PIXELS, Dataset, vr_of
 from relay_agent.deidentify import profile, residue
 from relay_agent.deidentify.profile import table
-from relay_agent.deidentify.profile.run import CODES
+from relay_agent.deidentify.profile.run import OPTIONS
 from relay_agent.deidentify.profile.values import dummy, shifted
 from relay_agent.deidentify.script import Context, Failed, ScriptError
 from relay_agent.deidentify.uids import UIDs
@@ -139,7 +140,7 @@ def test_wrong_words(text, column, says):
     assert error.value.column == column
 
 
-@given(st.text(max_size=60) | st.lists(st.sampled_from(["ps3.15", *CODES, "=", "-3", "=5"])).map(" ".join))
+@given(st.text(max_size=60) | st.lists(st.sampled_from(["ps3.15", *OPTIONS, "=", "-3", "=5"])).map(" ".join))
 def test_any_text_is_understood_or_a_script_error(text):
     try:
         profile.parse(text, "x")
@@ -320,6 +321,64 @@ def test_safe_private_in_sequences_and_uids():
     assert result.text(0x00991002) == UIDs(KEY, "P1").new(f"{ROOT}.4")
 
 
+def csa_header(**values: str) -> bytes:
+    """A CSA header of version 2 with text values."""
+    head = b"SV10\4\3\2\1" + struct.pack("<II", len(values), 77)
+    for name, text in values.items():
+        value = text.encode() + b"\0"
+        head += struct.pack("<64si4siii", name.encode(), 1, b"UT", 0, 1, 77)
+        head += struct.pack("<iiii", len(value), len(value), 77, len(value)) + value + bytes(-len(value) % 4)
+    return head
+
+
+PROTOCOL = """<ParamString."tPatientName"> { "SMITHERSON^JONATHAN" }
+<ParamDouble."flUsedPatientWeight">
+{
+  <Precision> 6 88.5
+}
+### ASCCONV BEGIN ###
+sSliceArray.lSize = 30
+tReferenceImage0 = "1.3.12.2.1107.5.2.19.45152.2024013110150012345"
+sPatPosition = "HFS"
+lFrequency = 123246000
+tPatientID = "88123450"
+tDate = "20240131"
+### ASCCONV END ###
+"""
+
+
+def test_csa_headers_stay_without_what_identifies():
+    header = csa_header(PhaseEncodingDirectionPositive="1", UsedPatientWeight="88", MosaicRefAcqTimes="0.0\\62.5",
+                        ImagePositionPatient="-1.5", FrameOfReference=f"{ROOT}.6.20240131", MrPhoenixProtocol=PROTOCOL)
+    file = instance()
+    file.dataset.put(0x00291010, "OB", header)
+    file.dataset.put(0x00291008, "CS", b"IMAGE NUM 4")
+    data = run(file, "retain-siemens-csa").dataset
+    assert [element.tag for element in data if element.tag >> 16 & 1] == [0x00290010, 0x00291008, 0x00291010]
+    kept = data.get(0x00291010).value
+    assert len(kept) == len(header)
+    for text in (b"PhaseEncodingDirectionPositive", b"0.0\\62.5", b"-1.5", b"lSize = 30", b'sPatPosition = "HFS"',
+                 b"lFrequency = 123246000", b'"tPatientName"'):
+        assert text in kept
+    for text in (b"SMITHERSON", b"88.5", b"88\0", b"8812", b"1.3.12", b"20240131"):
+        assert text not in kept
+    assert data.values(0x00120063)[-1] == "retain-siemens-csa" and len(data.items(0x00120064)) == 1
+    file.dataset.put(0x00290010, "LO", b"SIEMENS CSA HEADER")
+    file.dataset.put(0x00291010, "OB", header)
+    uids = run(file, "retain-siemens-csa retain-uids").dataset
+    assert f"{ROOT}.6.".encode() in uids.get(0x00291010).value
+
+
+@pytest.mark.parametrize("header", [
+    b"", b"SV10", csa_header(A="1")[:-6], csa_header(A="1") + b"Smitherson", b"XX" + csa_header(A="1"),
+    csa_header(A="head of Smitherson"), b"SV10\4\3\2\1" + struct.pack("<II", 2**31, 77)])
+def test_csa_headers_that_cannot_be_cleaned_go(header):
+    file = instance()
+    file.dataset.put(0x00291010, "OB", header)
+    data = run(file, "retain-siemens-csa retain-safe-private").dataset
+    assert 0x00291010 not in data and 0x00290010 not in data and 0x0019100C in data
+
+
 def test_graphics():
     file = small()
     data = file.dataset
@@ -384,7 +443,7 @@ def test_dummies_fit_their_vr(vr):
     st.sampled_from([*table.attributes(), 0x00082218, 0x00091001, 0x00090010, 0x00189999, 0x20010010, 0x20011003]),
     st.sampled_from(["LO", "PN", "UN", "OB", "UI", "DA", "DT", "SQ", "US", "CS", "UT"]),
     st.binary(max_size=24), st.booleans()), max_size=12),
-    st.sets(st.sampled_from(sorted(set(CODES) - {"retain-full-dates"}))))
+    st.sets(st.sampled_from(sorted(set(OPTIONS) - {"retain-full-dates"}))))
 def test_no_data_set_is_too_odd(elements, options):
     """Whatever stands where: it works or fails clearly, and the result can be written and read."""
     file = small()

@@ -11,6 +11,7 @@ retain-full-dates                  dates and times stay, the birth date does not
 retain-modified-dates              dates move 1 to 365 days back, the same for all data of a patient ID; times stay
 retain-modified-dates=DAYS         dates move by so many days, the same for everybody
 retain-safe-private                private attributes of Table E.3.10-1 (and some of Siemens MR) stay
+retain-siemens-csa                 CSA headers of Siemens MR stay, cleaned; not of the standard, so without a code
 clean-descriptors                  descriptions and comments stay without what identifies
 clean-structured-content           structured reports stay without what identifies
 clean-graphics                     annotations and curves stay without what identifies; overlays go all the same
@@ -29,7 +30,8 @@ from __future__ import annotations
 import re
 
 from relay_agent.dataset import Broken, vr_of
-from relay_agent.deidentify.profile.run import CODES, DAYS, Run
+from relay_agent.deidentify.profile import csa
+from relay_agent.deidentify.profile.run import CSA, DAYS, OPTIONS, Run
 from relay_agent.deidentify.profile.table import EDITION, OVERLAYS, attributes, resolve, row_tag, safe_private, types
 from relay_agent.deidentify.residue import PATIENT
 from relay_agent.deidentify.script import Context, Failed, Finding, Script, ScriptError
@@ -47,8 +49,8 @@ def parse(text: str, name: str) -> Script:
     options: dict[str, int | None] = {}
     for word, column in words[1:]:
         option, equals, number = word.lower().partition("=")
-        if option not in CODES:
-            raise ScriptError(f"{_shown(option)} is no option; allowed are {', '.join(CODES)}", 1, column)
+        if option not in OPTIONS:
+            raise ScriptError(f"{_shown(option)} is no option; allowed are {', '.join(OPTIONS)}", 1, column)
         if option in options:
             raise ScriptError(f"{option} stands there twice", 1, column)
         if equals and option != DAYS:
@@ -71,6 +73,8 @@ class Profile:
         self.options = frozenset(options)
         self.days = options.get(DAYS)
         self.safe = safe_private() if "retain-safe-private" in options else frozenset()
+        if CSA in options:
+            self.safe |= {(csa.GROUP, csa.CREATOR, low) for low in csa.HEADERS | csa.TEXTS}
         table = attributes()
         self._plan = {tag: (self._option(tag), resolve(row.basic, None)) for tag, row in table.items()}
         self._combined = [(tag, row.basic) for tag, row in table.items() if "/" in row.basic]

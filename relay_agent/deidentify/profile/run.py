@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from relay_agent import charset
 from relay_agent.dataset import TEXT, Dataset, Element, show, vr_of
 from relay_agent.deidentify import residue
+from relay_agent.deidentify.profile import csa
 from relay_agent.deidentify.profile.table import CURVES, EDITION, row_tag
 from relay_agent.deidentify.profile.values import dummy, shifted
 from relay_agent.deidentify.script import Context, Failed
@@ -28,6 +29,8 @@ CODES = {  # PS3.16 CID 7050
     "retain-safe-private": ("113111", "Retain Safe Private Option"),
     "retain-institution-identity": ("113112", "Retain Institution Identity Option"),
 }
+CSA = "retain-siemens-csa"  # of ours, without a code
+OPTIONS = (*CODES, CSA)
 _BASIC = ("113100", "Basic Application Confidentiality Profile")
 _NAME, _ID, _SOP_CLASS, _TIMEZONE = 0x00100010, 0x00100020, 0x00080016, 0x00080201
 _REMOVED, _METHOD, _METHODS, _TEMPORAL = 0x00120062, 0x00120063, 0x00120064, 0x00280303
@@ -199,17 +202,19 @@ class Run:
                 creators[tag] = element.value.strip(b" \0").decode("latin-1")
                 continue
             block = tag & 0xFFFF0000 | number >> 8
-            known = (tag >> 16, creators.get(block, ""), number & 0xFF) in self._profile.safe
-            if known and self._safe_stays(data, element):
+            creator = creators.get(block, "")
+            if (tag >> 16, creator, number & 0xFF) in self._profile.safe and self._safe_stays(data, element):
                 needed.add(block)
             else:
                 data.remove(tag)
-        for creator in creators:
-            if creator not in needed:
-                data.remove(creator)
+        for tag in creators:
+            if tag not in needed:
+                data.remove(tag)
 
     def _safe_stays(self, data: Dataset, element: Element) -> bool:
         """Clean a safe private attribute; False when it holds something that identifies all the same."""
+        if element.tag >> 16 == csa.GROUP and element.tag & 0xFF in csa.HEADERS:
+            return self._csa_stays(data, element)
         items = data.items(element.tag)
         for item in items:
             self._elements(item, None, clean=True)
@@ -226,6 +231,13 @@ class Run:
         if text is None:
             return element.vr not in TEXT and self._identifiers.in_bytes(element.value) is None
         return self._identifiers.in_text(text, element.vr) is None and self._identifiers.in_bytes(element.value) is None
+
+    def _csa_stays(self, data: Dataset, element: Element) -> bool:
+        assert self._identifiers is not None
+        cleaned = csa.clean(element.value, self._identifiers, "retain-uids" in self._profile.options)
+        if cleaned is not None:
+            data.put(element.tag, element.vr, cleaned)
+        return cleaned is not None
 
     def _shift(self) -> int:
         if self._profile.days is not None:
