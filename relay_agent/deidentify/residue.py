@@ -116,6 +116,8 @@ class Identifiers:
 
     def without(self, text: str) -> str | None:
         """The text with all identifiers cut out; None when it cannot be told what to cut."""
+        if text.isascii() and not self.suspects(text.encode()):
+            return text
         folded = fold(text)
         if any(squeezed(word) in self._whole for word in folded.split()):
             return "" if squeezed(folded) in self._whole else None  # too short to tell it from other words
