@@ -1,7 +1,7 @@
-"""Text in DICOM's character sets, without ever guessing (PS3.5 section 6.1, PS3.3 section C.12.1.1.2).
+"""Text in DICOM's character sets (PS3.5 section 6.1, PS3.3 section C.12.1.1.2).
 
 pydicom knows the codecs; here a value that does not decode, or a text that does not fit, is an error and not a row of
-question marks.
+question marks. Without Specific Character Set, bytes beyond ASCII are read as Latin-1, as everybody reads them.
 """
 
 from __future__ import annotations
