@@ -186,6 +186,12 @@ def test_signatures_and_padding_behind_the_pixels_go() -> None:
     assert [element.tag for element in run(xml(), file)][-1] == 0x7FE00010
 
 
+def test_group_lengths_go_since_they_would_be_wrong() -> None:
+    file = made(x00100010="A")
+    file.dataset.put_numbers(0x00100000, "UL", 10)
+    assert 0x00100000 not in run(xml(e("00100010", "@empty()")), file)
+
+
 def test_every_change_is_named_by_its_rule() -> None:
     file = made(x00100010="A", x00104000="c", x00290010="V")
     rules: dict[int, str] = {}

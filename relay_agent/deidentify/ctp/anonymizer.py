@@ -158,6 +158,8 @@ class Anonymizer:
             return "curves"
         if tag >= _BEHIND:
             return "after pixel data"
+        if not tag & 0xFFFF:
+            return "group length"  # retired (PS3.5 section 7.2), and no longer right
         if not unnamed or not (self._unspecified or (group & 1 and self._private)):
             return ""
         if group in self._groups or tag in _KEPT:
