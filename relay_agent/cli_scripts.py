@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from relay_agent import report
+from relay_agent.charset import Undecodable
 from relay_agent.console import DONE, FINDINGS, commands_of, print_json
 from relay_agent.dataset import Broken, show
 from relay_agent.deidentify import residue, tools
@@ -96,7 +97,7 @@ def _run(recipe: Recipe, source: Path, target: Path, strict: bool) -> int:
                 print(f"{file}: {error}", file=sys.stderr)
         _publish(work, target)
         return REJECTED if rejected else DONE
-    except (Failed, Broken) as error:
+    except (Failed, Broken, Undecodable) as error:
         return _error(f"{file}: {error}")
     except OSError as error:
         return _error(f"{error.filename}: {error.strerror}")

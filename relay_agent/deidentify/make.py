@@ -90,7 +90,7 @@ def make(recipe: Recipe, key: bytes, numbers: Numbers, now: datetime, task: Task
         return Refusal(task.instance, str(rejected), True)
     except FileNotFoundError:
         return Refusal(task.instance, "is missing from the spool", False, damaged=True)
-    except (Failed, Broken) as error:
+    except (Failed, Broken, Undecodable) as error:
         return Refusal(task.instance, str(error), False)
     except MemoryError:
         return Refusal(task.instance, "its pixels need more memory than a process may take", False)
