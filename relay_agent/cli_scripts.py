@@ -37,7 +37,7 @@ def add(commands: Any) -> None:
                      help='scripts, in order: DicomEdit 6, CTP, or "ps3.15 …" for the DICOM profile')
     sub.add_argument("--lookup", type=Path, metavar="FILE", help="lookup table of the scripts")
     for label in ("project", "subject", "session"):
-        sub.add_argument(f"--{label}", default="", metavar="LABEL", help=f"the variable {label}")
+        sub.add_argument(f"--{label}", metavar="LABEL", help=f"the variable {label}")
     sub.add_argument("--strict", action="store_true", help="as in the relay: identifiers that are left are an error")
     sub.add_argument("paths", nargs="*", type=Path, metavar="IN OUT", help="file or folder, and where the result goes")
     script = commands.add_parser("script", help="tools for authors of scripts: check, diff, coverage",
@@ -114,7 +114,7 @@ def _files(source: Path) -> list[Path]:
 
 def _one(recipe: Recipe, source: Path, target: Path, strict: bool) -> None:
     file = File.read(source)
-    identifiers = residue.identifiers(file.dataset, (), (recipe.project, recipe.subject, recipe.session))
+    identifiers = residue.identifiers(file.dataset, (), recipe.labels)
     told = context(recipe, _TRIAL_KEY, datetime.now())
     told.number = _numbers
     for step in recipe.steps:

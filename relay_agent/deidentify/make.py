@@ -100,7 +100,7 @@ def make(recipe: Recipe, key: bytes, numbers: Numbers, now: datetime, task: Task
 
 def context(recipe: Recipe, key: bytes, now: datetime, numbers: Numbers | None = None) -> Context:
     """What the scripts of a recipe are told."""
-    return Context(UIDs(key, recipe.project), recipe.project, recipe.subject, recipe.session, now,
+    return Context(UIDs(key, recipe.project or ""), recipe.project, recipe.subject, recipe.session, now,
                    numbers.number if numbers else None)
 
 
@@ -109,7 +109,7 @@ def deidentify(recipe: Recipe, file: File, context: Context) -> list[risk.Risk]:
 
     Raises :class:`Failed`, :class:`Rejected`.
     """
-    identifiers = residue.identifiers(file.dataset, recipe.search, (recipe.project, recipe.subject, recipe.session))
+    identifiers = residue.identifiers(file.dataset, recipe.search, recipe.labels)
     pixels = file.dataset.get(PIXELS)
     # Of the object as it came: a script may delete the very elements that tell of the risk.
     before = risk.risks(file.dataset, file.transfer_syntax)

@@ -39,9 +39,9 @@ class Recipe:
 
     steps: tuple[Step, ...]
     headers: tuple[tuple[int, str], ...]  # tag and text, set after the scripts
-    project: str
-    subject: str
-    session: str
+    project: str | None  # None: the variable is not set, and a script that reads it fails
+    subject: str | None
+    session: str | None
     search: tuple[int, ...]  # tags whose original values must not be left anywhere, beside the usual ones
     keep: tuple[int, ...]  # tags whose original values may stay
     agent: str = __version__
@@ -50,6 +50,11 @@ class Recipe:
     def hash(self) -> str:
         """SHA-256 of all of it."""
         return hashlib.sha256(json.dumps(asdict(self)).encode()).hexdigest()
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The labels that are known: they are no residue of the patient, wherever they stand."""
+        return tuple(label for label in (self.project, self.subject, self.session) if label)
 
     @property
     def names(self) -> str:
@@ -73,7 +78,7 @@ def recipe_of(config: Config, route: Route, *, project: str | None, subject: str
     labels = {"project": project or "", "subject": subject or "", "session": session or "",
               "accession": accession or ""}
     return Recipe(tuple(steps), tuple((int(tag, 16), text.format_map(labels)) for tag, text in route.headers.items()),
-                  labels["project"], labels["subject"], labels["session"],
+                  project, subject, session,
                   tuple(int(tag, 16) for tag in route.identifiers), tuple(int(tag, 16) for tag in route.keep))
 
 
@@ -109,12 +114,12 @@ def parse(step: Step) -> Script:
     start = text.lstrip("\ufeff \t\r\n")
     if start.startswith("<"):
         return ctp.parse(text, name, step.lookup)
-    if _PIXELS.search(text):
-        return ctp.parse_pixels(text, name)
+    if not dicomedit.is_dicomedit4(text):
+        return dicomedit.parse(text, name, step.lookup)
     if _PROPERTIES.search(text):
         return ctp.parse(text, name, step.lookup)
-    if _FILTER.search(text) and ":=" not in text:
+    if _PIXELS.search(text):
+        return ctp.parse_pixels(text, name)
+    if _FILTER.search(text):
         return ctp.parse_filter(text, name)
-    if dicomedit.is_dicomedit4(text):
-        raise ScriptError(dicomedit.conversion(text))
-    return dicomedit.parse(text, name, step.lookup)
+    raise ScriptError(dicomedit.conversion(text))

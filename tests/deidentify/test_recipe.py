@@ -1,0 +1,42 @@
+"""The recipe: which engine a script goes to, and what makes one recipe another."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from relay_agent.deidentify.recipe import Recipe, Step, parse
+from relay_agent.deidentify.script import ScriptError
+from tests.deidentify import golden
+
+
+@pytest.mark.parametrize("case", [case for case in golden.cases("dicomedit") if case.get("stage") != "parse"
+                                  and 'version "' in case["script"]], ids=lambda case: case["id"])
+def test_every_recorded_dicomedit_script_goes_to_dicomedit(case):
+    try:
+        assert parse(Step("s", case["script"], case["lookup"])).language.startswith("DicomEdit")
+    except ScriptError as error:
+        assert "CTP" not in str(error)
+
+
+@pytest.mark.parametrize("case", golden.cases("ctp"), ids=lambda case: case["id"])
+def test_every_recorded_ctp_script_goes_to_ctp(case):
+    try:
+        language = parse(Step("s", case["script"], case["lookup"])).language
+    except ScriptError:
+        return
+    assert language == ("CTP DicomFilter" if case["kind"] == "filter" else "CTP DicomAnonymizer")
+
+
+def test_a_dicomedit_4_script_is_refused_with_how_to_convert_it():
+    with pytest.raises(ScriptError, match=r'version "6\.6"'):
+        parse(Step("s", '(0010,0010) := "x"\n'))
+
+
+@pytest.mark.parametrize("other", [{"project": "P2"}, {"subject": None}, {"steps": (Step("s", "b"),)}, {"keep": (1,)},
+                                   {"steps": (Step("s", "a", "l"),)}, {"headers": ((1, "x"),)}, {"search": (1,)}])
+def test_whatever_decides_on_the_result_makes_another_recipe(other):
+    recipe = Recipe((Step("s", "a"),), (), "P1", "S1", "E1", (), ())
+    assert recipe.hash == Recipe((Step("s", "a"),), (), "P1", "S1", "E1", (), ()).hash
+    assert replace(recipe, **other).hash != recipe.hash
