@@ -49,6 +49,7 @@ class File:
         self.dataset = dataset
         self.meta = meta if meta is not None else Dataset()
         self.offset = offset  # of the data set in the file
+        self.painted = False  # whether a script has painted over pixels
 
     @classmethod
     def read(cls, path: Path, stop: int | None = None) -> File:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from relay_agent import instance
 from relay_agent.charset import Undecodable
-from relay_agent.dataset import PIXELS, Broken, show
+from relay_agent.dataset import Broken, show
 from relay_agent.deidentify import residue, risk
 from relay_agent.deidentify.recipe import Recipe, load
 from relay_agent.deidentify.script import Context, Failed, Rejected
@@ -110,7 +110,6 @@ def deidentify(recipe: Recipe, file: File, context: Context) -> list[risk.Risk]:
     Raises :class:`Failed`, :class:`Rejected`.
     """
     identifiers = residue.identifiers(file.dataset, recipe.search, recipe.labels)
-    pixels = file.dataset.get(PIXELS)
     # Of the object as it came: a script may delete the very elements that tell of the risk.
     before = risk.risks(file.dataset, file.transfer_syntax)
     for step in recipe.steps:
@@ -126,7 +125,7 @@ def deidentify(recipe: Recipe, file: File, context: Context) -> list[risk.Risk]:
         more = f", and {len(found) - 1} more" if len(found) > 1 else ""
         raise Failed(f"{found[0]}{more}; extend the script, or list the tag in the route's keep if the project may "
                      "have it", _RESIDUE)
-    return risk.risks(file.dataset, file.transfer_syntax, before, file.dataset.get(PIXELS) is not pixels)
+    return risk.risks(file.dataset, file.transfer_syntax, before, file.painted)
 
 
 class Numbers:

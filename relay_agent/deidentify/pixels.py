@@ -54,6 +54,7 @@ def paint(file: File, rectangles: Sequence[Rectangle], value: int = 0) -> None:
     except OSError as error:
         raise Failed(f"no room for the decoded pixels: {os.strerror(error.errno or 0)}") from None
     data.remove(0x00880200)
+    file.painted = True
 
 
 def _clipped(rectangle: Rectangle, image: Image) -> Area | None:

@@ -56,9 +56,9 @@ _WHY = {
     Kind.AUDIO: "a recording of sound",
     Kind.PRIVATE_CLASS: "no standard SOP Class (0008,0016): nobody else knows what it holds",
 }
-_PAINTABLE = frozenset({Kind.BURNED_IN, Kind.BURNED_IN_UNKNOWN, Kind.SECONDARY_CAPTURE, Kind.SCREEN_SAVE,
+PAINTABLE = frozenset({Kind.BURNED_IN, Kind.BURNED_IN_UNKNOWN, Kind.SECONDARY_CAPTURE, Kind.SCREEN_SAVE,
                         Kind.DOSE_REPORT, Kind.ULTRASOUND, Kind.SLIDE_LABEL})
-_IN_PIXELS = _PAINTABLE | {Kind.PHOTOGRAPH, Kind.VIDEO, Kind.FACE}
+IN_PIXELS = PAINTABLE | {Kind.PHOTOGRAPH, Kind.VIDEO, Kind.FACE}
 
 _STORAGE = "1.2.840.10008.5.1.4.1.1."
 _CLASSES = (  # by the beginning of the SOP Class UID
@@ -98,7 +98,7 @@ def risks(dataset: Dataset, transfer_syntax: str, before: Sequence[Risk] = (), p
     ``painted``: scripts have painted rectangles in this run. If (0028,0301) then is NO, text in the pixels counts as
     dealt with; faces, videos, overlays and documents do not. Raises :class:`relay_agent.dataset.Broken`.
     """
-    kinds = {risk.kind for risk in before if risk.kind in _IN_PIXELS and PIXELS in dataset}
+    kinds = {risk.kind for risk in before if risk.kind in IN_PIXELS and PIXELS in dataset}
     kinds.update(_found(dataset, transfer_syntax))
     specific = kinds & {Kind.ULTRASOUND, Kind.PHOTOGRAPH, Kind.SECONDARY_CAPTURE, Kind.SCREEN_SAVE, Kind.DOSE_REPORT,
                         Kind.SLIDE_LABEL, Kind.VIDEO}
@@ -107,7 +107,7 @@ def risks(dataset: Dataset, transfer_syntax: str, before: Sequence[Risk] = (), p
             and (_words(dataset, 0x00080060) or [""])[0] in _OFTEN_BURNED):
         kinds.add(Kind.BURNED_IN_UNKNOWN)
     if painted and burned_in == ["NO"]:
-        kinds -= _PAINTABLE
+        kinds -= PAINTABLE
     return [Risk(kind, _WHY[kind]) for kind in Kind if kind in kinds]
 
 

@@ -133,7 +133,7 @@ def test_words():
     ("ps3.15 retain-everything", 8, "retain-safe-private"), ("ps3.15 retain-uids retain-uids", 20, "twice"),
     ("ps3.15 retain-uids=3", 8, "no value"), ("ps3.15 retain-modified-dates=soon", 8, "-30"),
     ("ps3.15 retain-modified-dates=0", 8, "other than 0"), ("ps3.15 retain-modified-dates=", 8, "-30"),
-    ("ps3.15 retain-full-dates retain-modified-dates", 0, "exclude"), ("ps3.15 clean-pixel-data", 8, "clean-graphics")])
+    ("ps3.15 retain-full-dates retain-modified-dates", 0, "exclude"), ("ps3.15 clean-faces", 8, "clean-graphics")])
 def test_wrong_words(text, column, says):
     with pytest.raises(ScriptError, match=says) as error:
         profile.parse(text, "")
@@ -160,6 +160,19 @@ def test_nothing_planted_is_left(encoding):
         assert secret.casefold() not in left.casefold()
     assert residue.search(result.dataset, residue.identifiers(original.dataset)) == []
     assert midi.pixels_retained(original, result)
+
+
+def test_clean_pixel_data_wants_what_may_show_text_to_be_painted():
+    data = run(instance(), "clean-pixel-data").dataset  # an MR image shows none
+    assert data.text(0x00280301) == "NO"
+    assert "113101" in [one.text(0x00080100) for one in data.items(0x00120064)]
+    shot = instance()
+    shot.dataset.put_text(0x00080016, "1.2.840.10008.5.1.4.1.1.7", "UI")
+    with pytest.raises(Failed, match=r"clean-pixel-data: its pixels may identify \(secondary-capture\)"):
+        profile.parse("ps3.15 clean-pixel-data", "site").apply(shot, context())
+    shot.painted = True
+    profile.parse("ps3.15 clean-pixel-data", "site").apply(shot, context())
+    assert shot.dataset.text(0x00280301) == "NO"
 
 
 def test_marks():

@@ -12,6 +12,7 @@ retain-modified-dates              dates move 1 to 365 days back, the same for a
 retain-modified-dates=DAYS         dates move by so many days, the same for everybody
 retain-safe-private                private attributes of Table E.3.10-1 (and some of Siemens MR) stay
 retain-siemens-csa                 CSA headers of Siemens MR stay, cleaned; not of the standard, so without a code
+clean-pixel-data                   objects whose pixels may show text fail unless a script before this one painted them
 clean-descriptors                  descriptions and comments stay without what identifies
 clean-structured-content           structured reports stay without what identifies
 clean-graphics                     annotations and curves stay without what identifies; overlays go all the same
@@ -22,7 +23,8 @@ Class is not known, the value becomes a dummy. Where two options speak, cleaning
 by cutting out every value that identifies in this object; when that is not certain, the Basic Profile's action is
 taken. The same holds for text that cannot be decoded and dates that are none. Patient's Name and Patient ID become the
 subject when one is known. The days by which dates move come from the Patient ID as it is found: a script that changes
-it before this one changes them. Pixel data is not changed; its options (113101, 113102) belong to what cleans pixels.
+it before this one changes them. Pixel data is not changed here: clean-pixel-data
+holds what the scripts before should have painted and did not, and faces (113102) are for the centre to remove.
 """
 
 from __future__ import annotations
@@ -86,7 +88,7 @@ class Profile:
     def apply(self, file: File, context: Context) -> None:
         """Change the object. Raises :class:`Failed`."""
         try:
-            Run(self, file.dataset, context).all()
+            Run(self, file, context).all()
         except Broken as error:
             raise Failed(str(error), self.name) from None
 

@@ -7,17 +7,20 @@ from typing import TYPE_CHECKING
 
 from relay_agent import charset
 from relay_agent.dataset import TEXT, Dataset, Element, show, vr_of
-from relay_agent.deidentify import residue
+from relay_agent.deidentify import residue, risk
 from relay_agent.deidentify.profile import csa
 from relay_agent.deidentify.profile.table import CURVES, EDITION, row_tag
 from relay_agent.deidentify.profile.values import dummy, shifted
 from relay_agent.deidentify.script import Context, Failed
+from relay_agent.instance import File
 
 if TYPE_CHECKING:
     from relay_agent.deidentify.profile import Profile
 
 DAYS = "retain-modified-dates"
+PIXELS = "clean-pixel-data"
 CODES = {  # PS3.16 CID 7050
+    PIXELS: ("113101", "Clean Pixel Data Option"),
     "clean-graphics": ("113103", "Clean Graphics Option"),
     "clean-structured-content": ("113104", "Clean Structured Content Option"),
     "clean-descriptors": ("113105", "Clean Descriptors Option"),
@@ -34,6 +37,7 @@ OPTIONS = (*CODES, CSA)
 _BASIC = ("113100", "Basic Application Confidentiality Profile")
 _NAME, _ID, _SOP_CLASS, _TIMEZONE = 0x00100010, 0x00100020, 0x00080016, 0x00080201
 _REMOVED, _METHOD, _METHODS, _TEMPORAL = 0x00120062, 0x00120063, 0x00120064, 0x00280303
+_PIXEL_DATA = 0x7FE00010
 _NOTHING = ("", "")
 _NESTED = frozenset({"SQ", "UN"})
 _WELL_KNOWN = re.compile(r"1\.2\.840\.10008(?:\.\d+)*")
@@ -47,7 +51,10 @@ _DOUBT = re.compile(  # what may be a number, a date, an address of a person tha
 class Run:
     """One object on its way through the profile."""
 
-    def __init__(self, profile: Profile, data: Dataset, context: Context) -> None:
+    def __init__(self, profile: Profile, file: File, context: Context) -> None:
+        data = file.dataset
+        if PIXELS in profile.options:
+            self._require_clean(file, profile.name)
         self._profile = profile
         self._data = data
         self._context = context
@@ -55,6 +62,17 @@ class Run:
         if profile.options - {"retain-uids", "retain-full-dates", DAYS}:
             self._identifiers = residue.identifiers(data, profile.identifying)
         self._days = self._shift() if DAYS in profile.options else 0
+
+    @staticmethod
+    def _require_clean(file: File, rule: str) -> None:
+        """Nothing can be seen by us in pixels; what may show text has to have been painted by a script before."""
+        shown = [found.kind for found in risk.risks(file.dataset, file.transfer_syntax) if found.kind in risk.IN_PIXELS]
+        dealt_with = file.painted and set(shown) <= risk.PAINTABLE
+        if shown and not dealt_with:
+            raise Failed(f"{PIXELS}: its pixels may identify ({', '.join(shown)}); paint them by a script before this "
+                         "one, or leave the option out and let a person look", rule)
+        if _PIXEL_DATA in file.dataset:
+            file.dataset.put(0x00280301, "CS", b"NO")
 
     def all(self) -> None:
         """Every element of every level, then the marks of PS3.15 section E.1.1."""
