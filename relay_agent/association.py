@@ -211,7 +211,7 @@ class Association:
         assert command is not None
         kind = command.number(dimse.COMMAND_FIELD)
         if kind == dimse.C_STORE_RQ:
-            self._store(message, command)
+            self._answer(message.context, dimse.response(command, *self._store(message, command)))
         elif kind == dimse.C_ECHO_RQ:
             self._answer(message.context, dimse.response(command, dimse.SUCCESS))
         elif kind == dimse.N_ACTION_RQ:
@@ -219,26 +219,22 @@ class Association:
         elif not kind & dimse.RESPONSE and kind != dimse.C_CANCEL_RQ:
             self._answer(message.context, dimse.response(command, dimse.UNRECOGNISED_OPERATION))
 
-    def _store(self, message: _Message, command: Command) -> None:
-        """Make the instance durable and answer; the rest need not keep the sender waiting."""
+    def _store(self, message: _Message, command: Command) -> tuple[int, str]:
+        """Make the instance durable; the status to answer with."""
+        if message.refused is not None:
+            return message.refused
+        if message.incoming is None:
+            return dimse.CANNOT_UNDERSTAND, "the request has no data set"
         incoming = message.incoming
-        if incoming is None:
-            refused = message.refused or (dimse.CANNOT_UNDERSTAND, "the request has no data set")
-            self._answer(message.context, dimse.response(command, *refused))
-            return
         try:
             stored = incoming.commit()
         except OSError as error:
-            self._answer(message.context, dimse.response(command, *_store_status(error)))
-            return
-        try:
-            self._answer(message.context, dimse.response(command, dimse.SUCCESS))
-        finally:  # whether the sender still listens or not
-            incoming.place()
-            self._book.add(Arrival(self._opened.receiver, stored, command.uid(dimse.AFFECTED_CLASS),
-                                   command.uid(dimse.AFFECTED_INSTANCE),
-                                   self._contexts[message.context].transfer_syntax, self._opened.calling_ae,
-                                   self._opened.id))
+            return _store_status(error)
+        self._book.add(Arrival(self._opened.receiver, stored, command.uid(dimse.AFFECTED_CLASS),
+                               command.uid(dimse.AFFECTED_INSTANCE),
+                               self._contexts[message.context].transfer_syntax, self._opened.calling_ae,
+                               self._opened.id))
+        return dimse.SUCCESS, ""
 
     def _answer(self, context: int, command: bytes, data_set: bytes = b"") -> None:
         pdus = wire.p_data(context, command, True, self._peer_max_pdu)

@@ -90,8 +90,7 @@ def record(connection: sqlite3.Connection, spool: Spool, arrival: Arrival, via: 
 class Book:
     """Writes what associations did into the ledger, in batches, from a thread of its own.
 
-    The same thread brings instances from the journal to their places when their association could not, so that a row
-    is never ahead of its file.
+    The same thread brings instances from the journal to their places, so that a row is never ahead of its file.
     """
 
     def __init__(self, config: Config, spool: Spool) -> None:
@@ -142,9 +141,10 @@ class Book:
 
     def _place(self, arrival: Arrival) -> None:
         pending, journal = arrival.stored.pending, self._spool.journal
-        while pending is not None and journal is not None and not pending.placed:
+        while pending is not None and journal is not None:
             try:
                 journal.place(pending)
+                return
             except OSError as error:  # a full disk: the ring keeps it until there is room
                 log.error("an instance waits in the journal: %s", error.strerror)
                 time.sleep(1)

@@ -19,6 +19,7 @@ NO_SUCH_ACTION, INVALID_INSTANCE, UNRECOGNISED_OPERATION, PROCESSING_FAILURE = 0
 
 _UIDS = {AFFECTED_CLASS, REQUESTED_CLASS, AFFECTED_INSTANCE, REQUESTED_INSTANCE}
 _ELEMENT = struct.Struct("<HHI")
+_NUMBER = struct.Struct("<HHIH")
 _RESPONSE = struct.Struct("<" + 4 * "HHIH")
 
 
@@ -61,10 +62,11 @@ class Command:
         return self.number(DATA_SET_TYPE) != NO_DATA_SET
 
 
-def _element(element: int, value: bytes) -> bytes:
-    if len(value) % 2:
-        value += b"\0" if element in _UIDS else b" "
-    return _ELEMENT.pack(0, element, len(value)) + value
+def _text(element: int, value: str) -> bytes:
+    raw = value.encode("ascii", "replace")
+    if len(raw) % 2:
+        raw += b"\0" if element in _UIDS else b" "
+    return _ELEMENT.pack(0, element, len(raw)) + raw
 
 
 def encode(elements: dict[int, int | str]) -> bytes:
@@ -72,8 +74,7 @@ def encode(elements: dict[int, int | str]) -> bytes:
     body = bytearray()
     for element in sorted(elements):
         value = elements[element]
-        body += _element(element, value.to_bytes(2, "little") if isinstance(value, int)
-                         else value.encode("ascii", "replace"))
+        body += _NUMBER.pack(0, element, 2, value) if isinstance(value, int) else _text(element, value)
     return _ELEMENT.pack(0, 0, 4) + len(body).to_bytes(4, "little") + bytes(body)
 
 
@@ -91,16 +92,16 @@ def request(field: int, message_id: int, sop_class: str, sop_instance: str = "")
 
 def response(request: Command, status: int, comment: str = "") -> bytes:
     """The response to a request, with its message ID, SOP Class and SOP Instance."""
-    sop_class = request.elements.get(AFFECTED_CLASS) or request.elements.get(REQUESTED_CLASS)
-    instance = request.elements.get(AFFECTED_INSTANCE) or request.elements.get(REQUESTED_INSTANCE)
-    # Put together without encode(), which takes several times as long: this is done for every instance.
+    sop_class = request.uid(AFFECTED_CLASS) or request.uid(REQUESTED_CLASS)
+    instance = request.uid(AFFECTED_INSTANCE) or request.uid(REQUESTED_INSTANCE)
+    # Not by encode(), which takes twice as long: this is done for every instance.
     body = b"".join((
-        _element(AFFECTED_CLASS, sop_class) if sop_class else b"",
+        _text(AFFECTED_CLASS, sop_class) if sop_class else b"",
         _RESPONSE.pack(0, COMMAND_FIELD, 2, request.number(COMMAND_FIELD) | RESPONSE,
                        0, MESSAGE_ID_BEING_RESPONDED_TO, 2, request.number(MESSAGE_ID),
                        0, DATA_SET_TYPE, 2, NO_DATA_SET,
                        0, STATUS, 2, status),
-        _element(ERROR_COMMENT, comment[:64].encode("ascii", "replace")) if comment else b"",
-        _element(AFFECTED_INSTANCE, instance) if instance else b"",
+        _text(ERROR_COMMENT, comment[:64]) if comment else b"",
+        _text(AFFECTED_INSTANCE, instance) if instance else b"",
     ))
     return _ELEMENT.pack(0, 0, 4) + len(body).to_bytes(4, "little") + body

@@ -45,12 +45,11 @@ class Pending:
     size: int  # of the file
     sequence: int
     written_at: float = field(default_factory=time.monotonic)
-    placed: bool = False  # its file is written, though not synced
     settled: bool = False
 
 
 class Journal:
-    """A ring of ``size`` bytes. :meth:`append` and :meth:`place` from many threads; :meth:`settle` from one."""
+    """A ring of ``size`` bytes. :meth:`append` from many threads; the other methods from one."""
 
     def __init__(self, file: Path, size: int, spool: Path) -> None:
         self._spool = spool
@@ -112,29 +111,24 @@ class Journal:
         self._head += length
         return offset
 
-    def place(self, pending: Pending, parts: Sequence[bytes] = ()) -> None:
-        """Write an instance to its place in the spool, without syncing it; ``OSError`` when that is not possible.
-
-        From ``parts``, what was appended, while somebody still has it in memory, or else from the ring.
-        """
-        data = parts or [os.pread(self._fd, pending.size, pending.body)]
+    def place(self, pending: Pending) -> None:
+        """Write an instance to its place in the spool, without syncing it; ``OSError`` when that is not possible."""
+        data = os.pread(self._fd, pending.size, pending.body)
         with contextlib.suppress(FileExistsError):  # sent twice within the hour
             _create(f"{self._spool}/{pending.path}", data)
-        pending.placed = True
         self._written.append(pending)
 
     def settle(self, everything: bool = False) -> None:
         """Sync what was placed, when the ring is half full or it has waited long enough, and free its records."""
-        done = list(self._written)  # what is placed from now on may not be covered by the sync
-        if not done:
+        if not self._written:
             return
-        waiting = sum(pending.length for pending in done)
-        waited = time.monotonic() - done[0].written_at
+        waiting = sum(pending.length for pending in self._written)
+        waited = time.monotonic() - self._written[0].written_at
         if not everything and waiting < self._size // 2 and waited < _SETTLE_AFTER:
             return
         sync_file_system(self._spool)
-        self._release(done)
-        del self._written[:len(done)]
+        self._release(self._written)
+        self._written = []
 
     def _release(self, done: list[Pending]) -> None:
         with self._lock:
@@ -212,7 +206,7 @@ def _recover(file: Path, spool: Path) -> int:
             place = spool / record.path
             if not place.exists() or place.read_bytes() != content:
                 place.unlink(missing_ok=True)
-                _create(str(place), [content])
+                _create(str(place), content)
                 repaired += 1
         sync_file_system(spool)
         os.pwrite(fd, _MAGIC + struct.pack("<Q", max(settled, last)), 0)
@@ -222,7 +216,7 @@ def _recover(file: Path, spool: Path) -> int:
         os.close(fd)
 
 
-def _create(place: str, parts: Sequence[bytes]) -> None:
+def _create(place: str, data: bytes) -> None:
     """Write a new file; ``FileExistsError`` when it is there, and nothing is left of it when it fails."""
     flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC
     try:
@@ -231,23 +225,14 @@ def _create(place: str, parts: Sequence[bytes]) -> None:
         Path(place).parent.mkdir(parents=True, exist_ok=True)
         fd = os.open(place, flags, 0o640)
     try:
-        write_all(fd, parts)
+        view = memoryview(data)
+        while view:
+            view = view[os.write(fd, view):]
     except OSError:
         Path(place).unlink(missing_ok=True)
         raise
     finally:
         os.close(fd)
-
-
-def write_all(fd: int, parts: Sequence[bytes | memoryview]) -> None:
-    """Write all parts one after the other, with few system calls."""
-    left = list(parts)
-    while left:
-        written = os.writev(fd, left[:512])
-        while left and written >= len(left[0]):
-            written -= len(left.pop(0))
-        if left and written:
-            left[0] = memoryview(left[0])[written:]
 
 
 _libc = ctypes.CDLL(None, use_errno=True)

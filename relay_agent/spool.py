@@ -17,7 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from relay_agent.journal import LARGEST, Journal, Pending, sync_folder, write_all
+from relay_agent.journal import LARGEST, Journal, Pending, sync_folder
 
 PARTIAL = ".partial-"  # a file that is still being written
 # Free space is looked at again after so many bytes of one object.
@@ -114,7 +114,6 @@ class Incoming:
         self._folder = f"{spool.folder}/{hour}"
         self._partial = ""
         self._fd = -1
-        self._pending: Pending | None = None
 
     def write(self, *fragments: bytes | memoryview) -> None:
         """Add fragments of the data set; they are in memory, or in the file and not yet on the disk."""
@@ -126,7 +125,7 @@ class Incoming:
             return
         if self._fd < 0:
             self._open()
-        write_all(self._fd, fragments)
+        _write_all(self._fd, list(fragments))
         if self._size - self._checked > _CHECK_EVERY:
             self._checked = self._size
             self._spool.require_space()
@@ -141,7 +140,7 @@ class Incoming:
             except FileNotFoundError:  # the first of its hour, or purge removed the empty folder
                 with suppress(FileNotFoundError):  # or does so at this moment: once more
                     _make_folders(Path(self._folder), self._spool.folder)
-        write_all(self._fd, self._held)
+        _write_all(self._fd, [*self._held])
         self._held = []
 
     def commit(self) -> Stored:
@@ -149,9 +148,9 @@ class Incoming:
         digest = self._hash.digest()
         path = f"{self._hour}/{digest.hex()}.dcm"
         if self._fd < 0 and self._spool.journal is not None:
-            self._pending = self._spool.journal.append(path, digest, self._held)
-            if self._pending is not None:
-                return Stored(path, digest, self._size, self._pending)
+            pending = self._spool.journal.append(path, digest, self._held)
+            if pending is not None:
+                return Stored(path, digest, self._size, pending)
         try:
             if self._fd < 0:
                 self._open()
@@ -161,15 +160,6 @@ class Incoming:
             raise
         os.close(self._fd)
         return Stored(path, digest, self._size)
-
-    def place(self) -> None:
-        """Write the file of an instance that :meth:`commit` made durable in the journal, while it is in memory.
-
-        That this fails is no loss: whoever has what commit() returned places it from the journal.
-        """
-        if self._pending is not None and self._spool.journal is not None:
-            with suppress(OSError):
-                self._spool.journal.place(self._pending, self._held)
 
     def _publish(self, final: str) -> None:
         """Give the file its name and sync both.
@@ -222,6 +212,15 @@ def _promised(final: str) -> int | None:
         raise
     os.close(fd)
     return None
+
+
+def _write_all(fd: int, fragments: list[bytes | memoryview]) -> None:
+    while fragments:
+        written = os.writev(fd, fragments[:512])
+        while fragments and written >= len(fragments[0]):
+            written -= len(fragments.pop(0))
+        if fragments and written:
+            fragments[0] = memoryview(fragments[0])[written:]
 
 
 def _make_folders(folder: Path, top: Path) -> None:
