@@ -74,8 +74,8 @@ class Manifest:
     subject: str
     session: str
     auto_archive: bool | None
-    recipe: str | None  # hash of what de-identified it
     items: tuple[Item, ...]
+    recipe: str | None = None  # hash of what de-identified it
 
     @property
     def size(self) -> int:
@@ -98,7 +98,7 @@ def manifest(config: Config, ledger: Ledger, shipment: int) -> Manifest:
     studies = {row[0] for row in ledger.all("SELECT DISTINCT study_uid FROM made WHERE shipment = ?", shipment)}
     archive = None if head["auto_archive"] is None else bool(head["auto_archive"])
     return Manifest(shipment, studies.pop() if made and studies else head["study_uid"], head["supplement"],
-                    head["project"] or "", head["subject"] or "", head["session"] or "", archive, head["recipe"], items)
+                    head["project"] or "", head["subject"] or "", head["session"] or "", archive, items, head["recipe"])
 
 
 def _made(ledger: Ledger, data: Path, shipment: int) -> tuple[Item, ...]:
