@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import subprocess
 import sys
 import tempfile
 import time
@@ -49,6 +50,7 @@ def main() -> int:
     found: list[Section] = []
     with tempfile.TemporaryDirectory(prefix="relay-bench-", dir=options.folder) as name:
         folder = Path(name)
+        _spread(folder)
         corpus = Corpus(folder / "corpus")
         for section in options.section or SECTIONS:
             began = time.monotonic()
@@ -65,6 +67,15 @@ def main() -> int:
         options.json.write_text(json.dumps({"machine": facts, "durability": servers.DURABILITY, "quick": options.quick,
                                             "sections": [section.json() for section in found]}, indent=1))
     return 0
+
+
+def _spread(folder: Path) -> None:
+    """Have ext4 make each server's files in a group of their own.
+
+    Without a journal it avoids inodes that were deleted in the last minutes, and looking for others near them costs a
+    server a quarter of its CPU after the one before has been cleaned up.
+    """
+    subprocess.run(["chattr", "+T", str(folder)], capture_output=True, check=False)  # other file systems do not know it
 
 
 if __name__ == "__main__":
