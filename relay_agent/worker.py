@@ -84,9 +84,9 @@ class Worker:
         moved = self._landing.scan() + self._stager.sort() + self._stager.complete()
         for row in self._ledger.all("SELECT id FROM shipment WHERE state = ? ORDER BY id LIMIT 50", State.COMPLETE):
             decision = decide(self._config, self._ledger, self._spool, row["id"])
-            apply(self._ledger, row["id"], decision)
-            log.info("%s: %s", decision.state, decision.what, extra={"shipment": row["id"]})
-            moved += 1
+            if apply(self._ledger, row["id"], decision):
+                log.info("%s: %s", decision.state, decision.what, extra={"shipment": row["id"]})
+                moved += 1
         if moved:
             for event in (*self._work.values(), self._deidentifier.work):
                 event.set()
