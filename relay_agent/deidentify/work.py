@@ -91,6 +91,7 @@ class Deidentifier:
         self._stop = stop
         self._processes = config.deidentify.processes or os.cpu_count() or 1
         self._pool: ProcessPoolExecutor | None = None
+        self._after = 0  # the shipment that could not be worked on; the others come first then
         self._broke: int | None = None  # the shipment over which a child process ended abnormally
         self.work = threading.Event()
 
@@ -120,32 +121,37 @@ class Deidentifier:
 
     def step(self) -> bool:
         """Work on the oldest shipment that is due; whether there was one."""
-        row = self._ledger.one("SELECT * FROM shipment WHERE state = ? ORDER BY id LIMIT 1", State.DEIDENTIFY)
+        row = self._ledger.one("SELECT * FROM shipment WHERE state = ? ORDER BY id <= ?, id LIMIT 1", State.DEIDENTIFY,
+                               self._after)
         if row is None:
             return False
+        self._after = row["id"]
+        self._work_on(row)
+        self._after = 0
+        return True
+
+    def _work_on(self, row: sqlite3.Row) -> None:
         try:
             recipe = recipe_for(self._config, row)
         except Unusable as error:
             self._end(row, State.HELD, str(error))
-            return True
+            return
         if recipe is None:
             self._end(row, State.COMPLETE, "nothing to de-identify")
-            return True
+            return
         try:
             refusals = self._make(row, recipe)
         except BrokenProcessPool:
             self._pool = None
             if self._broke != row["id"]:  # the memory may have been taken by others: once more
                 self._broke = row["id"]
-                return True
+                return
             self._broke = None
             self._end(row, State.HELD, "a process ended abnormally over one of the instances; see the system's "
                       "journal, then 'retry'")
-            return True
-        if self._stop.is_set():
-            return True
-        self._judge(row, recipe, refusals)
-        return True
+            return
+        if not self._stop.is_set():
+            self._judge(row, recipe, refusals)
 
     def _make(self, row: sqlite3.Row, recipe: Recipe) -> list[Refusal]:
         """Make what is not made yet; what was refused."""
@@ -217,8 +223,7 @@ class Deidentifier:
 
     def _oddity(self, shipment: int) -> str:
         """What makes a set that cannot be delivered, though each instance by itself could."""
-        studies, names = self._ledger.all(
-            "SELECT count(DISTINCT study_uid), count(DISTINCT sop_instance) FROM made WHERE shipment = ?", shipment)[0]
+        studies = self._ledger.value("SELECT count(DISTINCT study_uid) FROM made WHERE shipment = ?", shipment)
         lacking = self._ledger.value("SELECT count(*) FROM made WHERE shipment = ? AND '' IN (study_uid, series_uid, "
                                      "sop_instance, sop_class)", shipment)
         if lacking:
@@ -226,10 +231,13 @@ class Deidentifier:
                     "these UIDs, do not delete them")
         if studies > 1:
             return f"the scripts make {studies} studies of one; map Study Instance UID by its old value"
-        received = self._ledger.value("SELECT count(DISTINCT sop_instance) FROM instance WHERE shipment = ?", shipment)
-        if names < received:
-            return (f"the scripts give {received} instances {names} SOP Instance UIDs: some would overwrite others. "
-                    "Map SOP Instance UID by its old value")
+        same = self._ledger.value(
+            "SELECT count(DISTINCT m.instance) FROM made m JOIN instance i ON i.id = m.instance JOIN made o ON "
+            "o.sop_instance = m.sop_instance JOIN instance p ON p.id = o.instance WHERE m.shipment = ? AND "
+            "p.sop_instance <> i.sop_instance", shipment)
+        if same:
+            return (f"the scripts give {same} instances SOP Instance UIDs that others have, here or in earlier "
+                    "shipments: they would overwrite each other. Map SOP Instance UID by its old value")
         return ""
 
     def _end(self, row: sqlite3.Row, state: State, what: str) -> None:

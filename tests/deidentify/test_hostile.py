@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import signal
+import sqlite3
 import struct
 import subprocess
 import sys
@@ -274,3 +275,53 @@ def test_nothing_is_still_writing_when_a_round_has_failed(box: Box, monkeypatch:
     with pytest.raises(OSError, match="No space"):
         one.step()
     assert running == [False, False]
+
+
+def again(box: Box) -> None:
+    """What the worker does with what is complete."""
+    for row in box.ledger.all("SELECT id FROM shipment WHERE state IN ('gathering', 'complete') ORDER BY id"):
+        box.move(row["id"], State.COMPLETE)
+        apply(box.ledger, row["id"], decide(box.config, box.ledger, box.spool, row["id"]))
+
+
+def test_a_shipment_that_cannot_be_worked_on_does_not_hold_up_the_others(box: Box, monkeypatch: pytest.MonkeyPatch
+                                                                         ) -> None:
+    """One object of 20 GB and a disk with room for 10."""
+    box.receive(Image(study="9", sop="9.1"))
+    box.receive(Image(study="8", sop="8.1"))
+    sort_all(box)
+    again(box)
+    one, tried = deidentifier(box), []
+
+    def make(row: sqlite3.Row, *_: object) -> list[Refusal]:
+        tried.append(row["id"])
+        if row["id"] < 3:
+            raise OSError(28, "No space left on device")
+        return []
+
+    monkeypatch.setattr(one, "_make", make)
+    for _ in range(2):
+        with pytest.raises(OSError, match="No space"):
+            one.step()
+    one.step()
+    with pytest.raises(OSError, match="No space"):
+        one.step()
+    assert tried == [1, 2, 3, 1] and box.state(3) == State.COMPLETE
+
+
+def test_a_supplement_whose_uids_would_overwrite_what_was_delivered_is_held(box: Box, tmp_path: Path) -> None:
+    (tmp_path / "p1.das").write_text(SCRIPT + '(0008,0018) := "1.2.3.4.5"\n', encoding="utf-8")
+    box.receive(Image(study="9", sop="9.1"))
+    sort_all(box)
+    box.receive(Image(study="9", sop="9.1", version=2))  # a newer version: it may, and has to, overwrite the other
+    box.receive(Image(study="7", sop="7.1"))
+    sort_all(box)
+    box.move(1, State.REJECTED)
+    again(box)
+    one = deidentifier(box)
+    while one.step():
+        pass
+    assert [box.state(number) for number in (2, 3, 4)] == [State.COMPLETE, State.COMPLETE, State.HELD]
+    assert "overwrite each other" in box.ledger.value("SELECT reason FROM shipment WHERE id = 4")
+    assert one._pool is not None
+    one._pool.shutdown()
