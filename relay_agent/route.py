@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from relay_agent.config import XNAT, Config, Identify, Route
 from relay_agent.deidentify.recipe import Unusable, recipe_of
-from relay_agent.deidentify.work import is_made, recipe_for
+from relay_agent.deidentify.work import is_made, oddity, recipe_for
 from relay_agent.dicom import NotDICOM
 from relay_agent.header import read_header
 from relay_agent.identify import Identity, identify, needed_tags
@@ -101,6 +101,9 @@ def _prepared(config: Config, ledger: Ledger, row: sqlite3.Row, found: Identity,
         return Decision(State.HELD, f"route {route.name}: {error}", found, route)
     if recipe is not None and not is_made(ledger, row, recipe):
         return Decision(State.DEIDENTIFY, f"by {recipe.names}", found, route)
+    odd = oddity(ledger, row["id"]) if recipe is not None else ""
+    if odd:
+        return Decision(State.HELD, odd, found, route)
     digest = set_digest(ledger, {**dict(row), "project": found.project, "subject": found.subject,
                                  "session": found.session, "route": route.name,
                                  "recipe": row["recipe"] if recipe is not None else None})

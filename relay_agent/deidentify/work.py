@@ -47,6 +47,26 @@ def is_made(ledger: Ledger, row: sqlite3.Row, recipe: Recipe) -> bool:
         "(SELECT 1 FROM made m WHERE m.instance = i.id AND m.shipment = i.shipment)", row["id"]))
 
 
+def oddity(ledger: Ledger, shipment: int) -> str:
+    """What makes a set that cannot be delivered, though each instance by itself could; empty when nothing does."""
+    studies = ledger.value("SELECT count(DISTINCT study_uid) FROM made WHERE shipment = ?", shipment)
+    lacking = ledger.value("SELECT count(*) FROM made WHERE shipment = ? AND '' IN (study_uid, series_uid, "
+                           "sop_instance, sop_class)", shipment)
+    if lacking:
+        return (f"the scripts leave {lacking} instances without Study, Series, SOP Instance or SOP Class UID; map "
+                "these UIDs, do not delete them")
+    if studies > 1:
+        return f"the scripts make {studies} studies of one; map Study Instance UID by its old value"
+    same = ledger.value(
+        "SELECT count(DISTINCT m.instance) FROM made m JOIN instance i ON i.id = m.instance JOIN made o ON "
+        "o.sop_instance = m.sop_instance JOIN instance p ON p.id = o.instance WHERE m.shipment = ? AND "
+        "p.sop_instance <> i.sop_instance", shipment)
+    if same:
+        return (f"the scripts give {same} instances SOP Instance UIDs that others have, here or in other shipments: "
+                "they would overwrite each other. Map SOP Instance UID by its old value")
+    return ""
+
+
 def box_key(config: Config, ledger: Ledger) -> bytes:
     """The key of all mappings: from the credential that the configuration names, or made once for this box."""
     if config.deidentify.key:
@@ -214,31 +234,8 @@ class Deidentifier:
                     return
                 set_apart(connection, row["id"], [refusal.instance for refusal in refusals],
                           f"{len(refusals)} instances: {refusals[0].why}")
-        odd = self._oddity(row["id"])
-        if odd:
-            self._end(row, State.HELD, odd)
-            return
         count = row["instances"] - len(refusals)
         self._end(row, State.COMPLETE, f"de-identified {count} instances by {recipe.names}")
-
-    def _oddity(self, shipment: int) -> str:
-        """What makes a set that cannot be delivered, though each instance by itself could."""
-        studies = self._ledger.value("SELECT count(DISTINCT study_uid) FROM made WHERE shipment = ?", shipment)
-        lacking = self._ledger.value("SELECT count(*) FROM made WHERE shipment = ? AND '' IN (study_uid, series_uid, "
-                                     "sop_instance, sop_class)", shipment)
-        if lacking:
-            return (f"the scripts leave {lacking} instances without Study, Series, SOP Instance or SOP Class UID; map "
-                    "these UIDs, do not delete them")
-        if studies > 1:
-            return f"the scripts make {studies} studies of one; map Study Instance UID by its old value"
-        same = self._ledger.value(
-            "SELECT count(DISTINCT m.instance) FROM made m JOIN instance i ON i.id = m.instance JOIN made o ON "
-            "o.sop_instance = m.sop_instance JOIN instance p ON p.id = o.instance WHERE m.shipment = ? AND "
-            "p.sop_instance <> i.sop_instance", shipment)
-        if same:
-            return (f"the scripts give {same} instances SOP Instance UIDs that others have, here or in earlier "
-                    "shipments: they would overwrite each other. Map SOP Instance UID by its old value")
-        return ""
 
     def _end(self, row: sqlite3.Row, state: State, what: str) -> None:
         """Move on, unless a person or a new configuration has done so meanwhile."""
