@@ -169,7 +169,10 @@ class Dataset:
         if element._items is None:
             if element.vr != "SQ" or element._source is None:
                 return ()
-            element._items, _ = _read_items(self, element._start, element._end, _depth(self), element._source.encoding)
+            items, position = _read_items(self, element._start, element._end, _depth(self), element._source.encoding)
+            if position != element._end:  # nobody would see it, and it would be copied
+                raise Broken(f"{show(element.tag)} goes on behind the end of its items")
+            element._items = items
         return element._items
 
     def values(self, tag: int) -> list[str]:
@@ -360,8 +363,8 @@ _HEADS = {order: (struct.Struct(f"{order}HH2sH").unpack_from, struct.Struct(f"{o
                   struct.Struct(f"{order}I").unpack_from) for order in "<>"}
 
 
-def scan(data: Dataset, position: int, end: int, depth: int = 0, stop: int | None = None,  # noqa: PLR0912 - one loop,
-         delimited: bool = False) -> int:                                                  # run for every element
+def scan(data: Dataset, position: int, end: int, depth: int = 0, stop: int | None = None,  # noqa: PLR0912, PLR0915 -
+         delimited: bool = False) -> int:                                                  # one loop, for every element
     """Read elements up to ``end``, an item's delimiter, or the tag ``stop``; the position after them.
 
     Raises :class:`Broken`; what was read until then stays.
@@ -400,6 +403,8 @@ def scan(data: Dataset, position: int, end: int, depth: int = 0, stop: int | Non
             vr = vr_of(tag)
             if tag in (_ITEM, _ITEM_END, _SEQUENCE_END):
                 raise Broken(f"at byte {position} there is a delimiter that delimits nothing")
+        if tag in elements:  # the last one counts, and where all is copied in one piece the first would go along
+            data._changed = True
         if length != _UNDEFINED:
             finish = start + length
             if finish > limit:

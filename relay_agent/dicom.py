@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -93,6 +94,7 @@ def data_set_digest(path: Path, offset: int) -> bytes:
         return hashlib.file_digest(file, "sha256").digest()
 
 
+UID = re.compile(r"[0-9A-Za-z.]{1,64}")  # as lenient as receiving
 STUDY, SERIES, SOP, SOP_CLASS = "0020000D", "0020000E", "00080018", "00080016"
 MODALITY, SERIES_NUMBER, INSTANCE_NUMBER, SCANNER_SERIAL = "00080060", "00200011", "00200013", "00181000"
 HEADER = (STUDY, SERIES, SOP, SOP_CLASS, MODALITY, SERIES_NUMBER, INSTANCE_NUMBER, SCANNER_SERIAL)

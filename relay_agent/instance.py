@@ -69,11 +69,14 @@ class File:
         offset = position
         if transfer_syntax == _DEFLATED:
             try:
-                buffer = zlib.decompressobj(-15).decompress(buffer[position:], _INFLATED)
+                inflate = zlib.decompressobj(-15)
+                buffer = inflate.decompress(buffer[position:], _INFLATED)
             except zlib.error:
                 raise Broken("the deflated data set cannot be inflated") from None
             if len(buffer) == _INFLATED:
                 raise Broken("the deflated data set is larger than 1 GiB")
+            if not inflate.eof:
+                raise Broken("the deflated data set ends too early")
             position = 0
         data = Dataset(encoding_of(transfer_syntax), buffer=buffer)
         scan(data, position, len(buffer), 0, stop)

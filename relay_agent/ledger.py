@@ -138,6 +138,7 @@ MIGRATIONS = (
         sop_class TEXT NOT NULL, series_number TEXT, instance_number TEXT, transfer_syntax TEXT NOT NULL,
         md5 BLOB NOT NULL, sha256 BLOB NOT NULL, size INTEGER NOT NULL, risks TEXT NOT NULL);
     CREATE INDEX made_shipment ON made(shipment);
+    CREATE INDEX made_sop ON made(sop_instance);
 
     CREATE TABLE number (kind TEXT NOT NULL, value BLOB NOT NULL, number INTEGER NOT NULL,
         PRIMARY KEY (kind, value)) WITHOUT ROWID;

@@ -70,11 +70,18 @@ def _withdraw(connection: sqlite3.Connection, shipment: int) -> None:
     connection.execute("DELETE FROM delivery WHERE shipment = ? AND state <> ?", (shipment, Stop.VERIFIED))
 
 
+def _require_undelivered(connection: sqlite3.Connection, shipment: int, action: str) -> None:
+    if connection.execute("SELECT 1 FROM delivery WHERE shipment = ? AND state = ?",
+                          (shipment, Stop.VERIFIED)).fetchone():
+        raise Refused(f"shipment {shipment} was delivered to a destination already; {action} cannot take that back")
+
+
 def _wake_supplements(connection: sqlite3.Connection, row: sqlite3.Row, actor: str) -> None:
     """Have supplements routed again; those that are ready have not been sent, as they wait for this one."""
     for other in connection.execute(
-            "SELECT id FROM shipment WHERE study_uid = ? AND receiver = ? AND supplement > ? AND state IN (?, ?, ?)",
-            (row["study_uid"], row["receiver"], row["supplement"], State.HELD, State.REVIEW, State.READY)).fetchall():
+            "SELECT id FROM shipment WHERE study_uid = ? AND receiver = ? AND supplement > ? AND state IN (?, ?, ?, ?)",
+            (row["study_uid"], row["receiver"], row["supplement"], State.COMPLETE, State.HELD, State.REVIEW,
+             State.READY)).fetchall():
         _withdraw(connection, other["id"])
         move(connection, other["id"], State.COMPLETE, f"follows shipment {row['id']}", actor=actor)
 
@@ -97,6 +104,7 @@ def exclude(ledger: Ledger, shipment: int, series: Sequence[str], actor: str, re
     """Set series apart that are not to go; the number of the rejected shipment that holds them now."""
     with ledger.write() as connection:
         row = _shipment(connection, shipment, State.REVIEW, State.HELD)
+        _require_undelivered(connection, shipment, "exclude")
         found = {part["series_uid"] for part in connection.execute(
             "SELECT DISTINCT series_uid FROM instance WHERE shipment = ?", (shipment,))}
         unknown = [uid for uid in series if uid not in found]
@@ -107,18 +115,22 @@ def exclude(ledger: Ledger, shipment: int, series: Sequence[str], actor: str, re
             f"SELECT id FROM instance WHERE shipment = ? AND series_uid IN ({', '.join('?' * len(series))})",
             (shipment, *series))]
         apart = set_apart(connection, row["id"], numbers, reason, actor)
+        _withdraw(connection, shipment)
         move(connection, shipment, State.COMPLETE, f"without {len(set(series))} series", actor=actor)
+        _wake_supplements(connection, row, actor)
         return apart
 
 
 def reject(ledger: Ledger, shipment: int, actor: str, reason: str) -> None:
-    """Decide that a shipment does not go. Its files are kept; ``retry`` takes the decision back."""
+    """Decide that a shipment does not go, whoever approved it before.
+
+    Its files are kept; ``retry`` takes the decision back, and it is then looked at again.
+    """
     with ledger.write() as connection:
         row = _shipment(connection, shipment, *_OPEN, State.READY)
-        if connection.execute("SELECT 1 FROM delivery WHERE shipment = ? AND state = ?",
-                              (shipment, Stop.VERIFIED)).fetchone():
-            raise Refused(f"shipment {shipment} was delivered to a destination already; reject cannot take that back")
+        _require_undelivered(connection, shipment, "reject")
         _withdraw(connection, row["id"])
+        connection.execute("UPDATE shipment SET approved = NULL WHERE id = ?", (shipment,))
         move(connection, shipment, State.REJECTED, "rejected", reason=reason, actor=actor)
 
 

@@ -8,11 +8,11 @@ import sqlite3
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from relay_agent.config import XNAT, Config, Identify, Route
 from relay_agent.deidentify.recipe import Unusable, recipe_of
-from relay_agent.deidentify.work import is_made, recipe_for
+from relay_agent.deidentify.work import is_made, oddity, recipe_for
 from relay_agent.dicom import NotDICOM
 from relay_agent.header import read_header
 from relay_agent.identify import Identity, identify, needed_tags
@@ -29,12 +29,14 @@ _NOBODY = Identity(None, None, None, None, {})
 class Decision:
     """What is to become of a complete session."""
 
-    state: State  # DEIDENTIFY, READY, REVIEW or HELD
+    state: State  # DEIDENTIFY, READY, REVIEW or HELD; COMPLETE: not yet
     what: str
     identity: Identity
     route: Route | None = None
     made: bool = True  # what goes on is what scripts made, not what was received
     approved: str | None = None  # the digest of the set, when that is what a person approved
+    accession: str | None = None
+    seen: float = 0.0  # when the shipment last moved before this was decided
 
 
 def decide(config: Config, ledger: Ledger, spool: Spool, shipment: int) -> Decision:
@@ -45,12 +47,20 @@ def decide(config: Config, ledger: Ledger, spool: Spool, shipment: int) -> Decis
     row = ledger.one("SELECT * FROM shipment WHERE id = ?", shipment)
     if row is None:
         raise KeyError(shipment)
+    return replace(_decide(config, ledger, spool, row), seen=row["changed"])
+
+
+def _decide(config: Config, ledger: Ledger, spool: Spool, row: sqlite3.Row) -> Decision:
     by_hand = _by_hand(row)
+    accession = by_hand.get("accession")
     base = ledger.one("SELECT * FROM shipment WHERE study_uid = ? AND receiver = ? AND supplement = 0",
                       row["study_uid"], row["receiver"]) if row["supplement"] else None
     chosen = row["route"] if "route" in by_hand else None
     if base is not None and "project" not in by_hand:
-        if base["state"] in (State.HELD, State.REJECTED, State.GATHERING, State.COMPLETE):
+        if base["state"] in (State.GATHERING, State.COMPLETE):  # it will be known in a moment
+            return Decision(State.COMPLETE, f"waits for shipment {base['id']}", _NOBODY)
+        accession = accession or base["accession"]
+        if base["state"] in (State.HELD, State.REJECTED):
             return Decision(State.HELD, f"belongs to shipment {base['id']}, which is {base['state']}",
                             _overruled(_NOBODY, by_hand))
         found = Identity(base["project"], base["subject"], base["session"],
@@ -59,7 +69,7 @@ def decide(config: Config, ledger: Ledger, spool: Spool, shipment: int) -> Decis
         chosen = chosen or base["route"]
     else:
         try:
-            found = _identity(config, ledger, spool, shipment)
+            found = _identity(config, ledger, spool, row["id"])
         except RuleValueError as error:
             if not by_hand.keys() >= set(_LABELS):
                 return Decision(State.HELD, f"a routing rule cannot be used on this session: {error}",
@@ -78,18 +88,22 @@ def decide(config: Config, ledger: Ledger, spool: Spool, shipment: int) -> Decis
     lacking = [name for name in _LABELS if not getattr(found, name)]
     if lacking and any(isinstance(config.destination_named(name), XNAT) for name in route.destinations):
         return Decision(State.HELD, f"no {' and no '.join(lacking)} was found; assign it by hand", found, route)
-    return _prepared(config, ledger, row, found, route)
+    return replace(_prepared(config, ledger, row, found, route, accession), accession=accession)
 
 
-def _prepared(config: Config, ledger: Ledger, row: sqlite3.Row, found: Identity, route: Route) -> Decision:
+def _prepared(config: Config, ledger: Ledger, row: sqlite3.Row, found: Identity, route: Route, accession: str | None
+              ) -> Decision:
     """Whether a session that has its labels and its route may go: de-identified, and seen where that is wanted."""
     try:
         recipe = recipe_of(config, route, project=found.project, subject=found.subject, session=found.session,
-                           accession=row["accession"])
+                           accession=accession)
     except Unusable as error:
         return Decision(State.HELD, f"route {route.name}: {error}", found, route)
     if recipe is not None and not is_made(ledger, row, recipe):
         return Decision(State.DEIDENTIFY, f"by {recipe.names}", found, route)
+    odd = oddity(ledger, row["id"]) if recipe is not None else ""
+    if odd:
+        return Decision(State.HELD, odd, found, route)
     digest = set_digest(ledger, {**dict(row), "project": found.project, "subject": found.subject,
                                  "session": found.session, "route": route.name,
                                  "recipe": row["recipe"] if recipe is not None else None})
@@ -135,15 +149,23 @@ def require_current(config: Config, ledger: Ledger, shipment: int) -> None:
         raise Lapsed("it is not what was approved")
 
 
-def apply(ledger: Ledger, shipment: int, decision: Decision) -> None:
-    """Write a decision into the ledger; a ready shipment gets its deliveries."""
+def apply(ledger: Ledger, shipment: int, decision: Decision) -> bool:
+    """Write a decision into the ledger; a ready shipment gets its deliveries.
+
+    False, and nothing is written, for one that has to wait, or when a person has moved the shipment meanwhile.
+    """
+    if decision.state is State.COMPLETE:
+        return False
     identity = decision.identity
     with ledger.write() as connection:
-        connection.execute(
-            "UPDATE shipment SET project = ?, subject = ?, session = ?, auto_archive = ?, sources = ?, "
-            "route = coalesce(?, route) WHERE id = ?",
-            (identity.project, identity.subject, identity.session, identity.auto_archive, json.dumps(identity.sources),
-             decision.route.name if decision.route else None, shipment))
+        if not connection.execute(
+                "UPDATE shipment SET project = ?, subject = ?, session = ?, auto_archive = ?, sources = ?, "
+                "route = coalesce(?, route), accession = coalesce(?, accession) WHERE id = ? AND state = ? AND "
+                "changed = ?",
+                (identity.project, identity.subject, identity.session, identity.auto_archive,
+                 json.dumps(identity.sources), decision.route.name if decision.route else None, decision.accession,
+                 shipment, State.COMPLETE, decision.seen)).rowcount:
+            return False
         if not decision.made:
             connection.execute("UPDATE shipment SET recipe = NULL WHERE id = ?", (shipment,))
         move(connection, shipment, decision.state, decision.what,
@@ -157,12 +179,14 @@ def apply(ledger: Ledger, shipment: int, decision: Decision) -> None:
             connection.executemany(
                 "INSERT OR IGNORE INTO delivery (shipment, destination, state, changed) VALUES (?, ?, ?, ?)",
                 [(shipment, name, Stop.WAITING, time.time()) for name in names])
+        return True
 
 
 def _by_hand(row: sqlite3.Row) -> dict[str, str]:
-    """Labels and route that a person gave; what is not here is found anew each time."""
+    """Labels, accession and route that a person gave; what is not here is found anew each time."""
     sources = json.loads(row["sources"] or "{}")
-    return {name: row[name] for name in (*_LABELS, "route") if row[name] and sources.get(name) == "a person"}
+    return {name: row[name] for name in (*_LABELS, "accession", "route")
+            if row[name] and sources.get(name) == "a person"}
 
 
 def _overruled(found: Identity, by_hand: Mapping[str, str]) -> Identity:

@@ -62,7 +62,11 @@ class Shipper:
             return 1.0
         shipment = row["shipment"]
         try:
-            self._deliver(row)
+            try:
+                self._deliver(row)
+            except (Lapsed, Damaged, TooLarge, Stopped):
+                self._require_due(row)  # a file that is made anew meanwhile is no damage
+                raise
         except Closed as closed:
             self._put_off(row, f"waits for its time window, in {closed.seconds / 60:.0f} min", closed.seconds, 0)
         except Waiting as waiting:
@@ -94,16 +98,18 @@ class Shipper:
     def _next(self) -> sqlite3.Row | None:
         now = time.time()  # what was put off later than now, was so by a clock that has been set back since
         return self._ledger.one(
-            "SELECT d.*, s.study_uid, s.receiver, s.supplement FROM delivery d JOIN shipment s ON s.id = d.shipment "
-            "WHERE d.destination = ? AND d.state IN ('waiting', 'arrived') AND (d.due <= ? OR d.changed > ?) "
-            "AND s.state = ? AND NOT EXISTS (SELECT 1 FROM shipment e LEFT JOIN delivery f ON f.shipment = e.id AND "
-            "f.destination = d.destination WHERE e.study_uid = s.study_uid AND e.receiver = s.receiver AND "
-            "e.supplement < s.supplement AND e.state NOT IN (?, ?, ?) AND (f.state IS NULL OR f.state <> 'verified')) "
+            "SELECT d.*, s.study_uid, s.receiver, s.supplement, s.changed AS ready FROM delivery d JOIN shipment s "
+            "ON s.id = d.shipment WHERE d.destination = ? AND d.state IN ('waiting', 'arrived') AND (d.due <= ? OR "
+            "d.changed > ?) AND s.state = ? AND NOT EXISTS (SELECT 1 FROM shipment e LEFT JOIN delivery f ON "
+            "f.shipment = e.id AND f.destination = d.destination WHERE e.study_uid = s.study_uid AND e.receiver = "
+            "s.receiver AND e.supplement < s.supplement AND e.state NOT IN (?, ?, ?) AND (f.state IS NULL OR f.state "
+            "<> 'verified')) "
             "ORDER BY d.due, d.shipment LIMIT 1", self._name, now, now, State.READY, State.DELIVERED, State.PURGED,
             State.REJECTED)
 
     def _deliver(self, row: sqlite3.Row) -> None:
-        if not row["sent"] and row["location"] is None:  # what has begun is ended as it was approved
+        begun = row["sent"] or row["location"] is not None
+        if not begun:  # what has begun is ended as it was approved
             require_current(self._config, self._ledger, row["shipment"])
         fresh = self._ledger.value("SELECT 1 FROM instance WHERE shipment = ? AND sent_md5 IS NULL", row["shipment"])
         manifest = package.manifest(self._config, self._ledger, row["shipment"])
@@ -116,6 +122,8 @@ class Shipper:
         for _ in range(_ROUNDS):
             if not lacking:
                 break
+            if begun and not manifest.recipe:  # but as it was received, nothing more of it leaves than the route allows
+                require_current(self._config, self._ledger, row["shipment"])
             answers += self._send(row, manifest, lacking)
             lacking = self.there.missing(manifest, None)
             package.require_intact(lacking)  # or it is we who damage them
@@ -132,9 +140,9 @@ class Shipper:
         todo = parts(lacking, min(largest, max(share, _SMALL_PART)))
         todo.sort(key=lambda part: sum(item.size for item in part))
         # The smallest part goes alone: it makes the session over there, so that the others find it.
-        answers = [self.there.send(manifest, todo[0])]
+        answers = [self._send_part(row, manifest, todo[0])]
         self._progress(row, todo[0])
-        pending = {self._streams.submit(self.there.send, manifest, part): part for part in todo[1:]}
+        pending = {self._streams.submit(self._send_part, row, manifest, part): part for part in todo[1:]}
         failure: Exception | None = None
         for future in as_completed(pending):
             try:
@@ -151,6 +159,17 @@ class Shipper:
         if failure is not None:
             raise failure
         return answers
+
+    def _send_part(self, row: sqlite3.Row, manifest: Manifest, part: Sequence[Item]) -> str:
+        self._require_due(row)
+        return self.there.send(manifest, part)
+
+    def _require_due(self, row: sqlite3.Row) -> None:
+        """Raise :class:`Retry` when a person, or another destination, has taken the shipment back meanwhile."""
+        if not self._ledger.value("SELECT 1 FROM delivery d JOIN shipment s ON s.id = d.shipment WHERE d.shipment = ? "
+                                  "AND d.destination = ? AND s.state = ? AND s.changed = ?", row["shipment"],
+                                  self._name, State.READY, row["ready"]):
+            raise Retry("the shipment was taken back or changed while it was delivered")
 
     def _set_aside(self, error: Damaged) -> str:
         """Keep what is left of a damaged file elsewhere: at its place it would pass for the copy that is sent again.

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import sqlite3
 import threading
 import time
@@ -34,7 +33,6 @@ log = logging.getLogger(__name__)
 
 _BLOCK = 2**20
 _BATCH = 200
-_UID = re.compile(r"[0-9A-Za-z.]{1,64}")  # as lenient as receiving
 
 
 def take_in(path: Path, receiver: str, spool: Spool, ledger: Ledger, via: str) -> str | None:
@@ -226,7 +224,7 @@ class Stager:
         except OSError as error:
             return f"the file cannot be read ({error.strerror})"
         for tag, what in ((dicom.STUDY, "Study"), (dicom.SERIES, "Series"), (dicom.SOP, "SOP")):
-            if not _UID.fullmatch(header[tag]):  # it becomes part of names over there
+            if not dicom.UID.fullmatch(header[tag]):  # it becomes part of names over there
                 return f"the {what} Instance UID in the data set is not a UID"
         if row["sop_instance"] not in ("", header[dicom.SOP]):
             return "the SOP Instance UID in the data set is not the one it was sent under"

@@ -82,14 +82,20 @@ class Worker:
     def step(self) -> int:
         """One round of take in, sort, complete, identify and route; how much was moved."""
         moved = self._landing.scan() + self._stager.sort() + self._stager.complete()
+        failure: Exception | None = None
         for row in self._ledger.all("SELECT id FROM shipment WHERE state = ? ORDER BY id LIMIT 50", State.COMPLETE):
-            decision = decide(self._config, self._ledger, self._spool, row["id"])
-            apply(self._ledger, row["id"], decision)
-            log.info("%s: %s", decision.state, decision.what, extra={"shipment": row["id"]})
-            moved += 1
+            try:
+                decision = decide(self._config, self._ledger, self._spool, row["id"])
+                if apply(self._ledger, row["id"], decision):
+                    log.info("%s: %s", decision.state, decision.what, extra={"shipment": row["id"]})
+                    moved += 1
+            except Exception as error:  # of one shipment, which the others do not wait for
+                failure = failure or error
         if moved:
             for event in (*self._work.values(), self._deidentifier.work):
                 event.set()
+        if failure is not None:
+            raise failure
         return moved
 
     def _guard(self, action: Callable[[], int | None]) -> int:

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import sqlite3
+import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from relay_agent import instance
+from relay_agent import dicom, instance
 from relay_agent.charset import Undecodable
 from relay_agent.dataset import Broken, show
 from relay_agent.deidentify import residue, risk
@@ -74,12 +76,21 @@ def make_all(recipe: Recipe, key: bytes, ledger: Path, now: datetime, tasks: Seq
 def make(recipe: Recipe, key: bytes, numbers: Numbers, now: datetime, task: Task) -> Made | Refusal:
     """Make one instance and write its file; nothing is written when it is refused."""
     try:
-        buffer = instance.read(task.source)
+        try:
+            buffer = instance.read(task.source)
+        except FileNotFoundError:
+            return Refusal(task.instance, "is missing from the spool", False, damaged=True)
+        except OSError as error:
+            return Refusal(task.instance, f"cannot be read ({error.strerror})", False, damaged=True)
         file = File.parse(buffer)
         if hashlib.sha256(memoryview(buffer)[file.offset:]).digest() != task.digest:
             return Refusal(task.instance, "is not what was received", False, damaged=True)
         risks = deidentify(recipe, file, context(recipe, key, now, numbers))
         data = file.dataset
+        for tag in (dicom.STUDY, dicom.SERIES, dicom.SOP):
+            uid = data.text(int(tag, 16))
+            if uid and not dicom.UID.fullmatch(uid):  # it becomes part of names over there
+                raise Failed(f"the scripts make {show(int(tag, 16))} something that is no UID")
         task.target.unlink(missing_ok=True)
         written = file.write(task.target)
         return Made(task.instance, task.target, data.text(0x0020000D) or "", data.text(0x0020000E) or "",
@@ -88,14 +99,18 @@ def make(recipe: Recipe, key: bytes, numbers: Numbers, now: datetime, task: Task
                     written.size, tuple(sorted({found.kind for found in risks})))
     except Rejected as rejected:
         return Refusal(task.instance, str(rejected), True)
-    except FileNotFoundError:
-        return Refusal(task.instance, "is missing from the spool", False, damaged=True)
     except (Failed, Broken, Undecodable) as error:
         return Refusal(task.instance, str(error), False)
     except MemoryError:
         return Refusal(task.instance, "its pixels need more memory than a process may take", False)
     except RecursionError:
         return Refusal(task.instance, "its sequences are nested too deeply", False)
+    except (OSError, sqlite3.Error):  # no room, a ledger that is locked: all of it is done again
+        raise
+    except Exception as error:  # a fault of ours; without this it would be done again for ever, and nothing else
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        return Refusal(task.instance, f"a fault of the agent ({type(error).__name__} at {Path(frame.filename).name}:"
+                       f"{frame.lineno}), please report it", False)
 
 
 def context(recipe: Recipe, key: bytes, now: datetime, numbers: Numbers | None = None) -> Context:

@@ -202,14 +202,15 @@ def _in_element(item: Dataset, element: Element, identifiers: Identifiers) -> in
         return identifiers.in_bytes(value) if vr == "UN" else identifiers.in_bytes(value) or 0
     if vr == "UN" and not text.isprintable():
         return identifiers.in_bytes(value)
-    return identifiers.in_text(text, vr)
+    found = identifiers.in_text(text, vr)
+    return identifiers.in_bytes(value) if found is None and "\0" in text else found  # UTF-16 by somebody's mistake
 
 
 def searched(element: Element) -> bool:
     """Whether identifiers are looked for in a value: not in pixel data and in what is too large to be text."""
-    if element.fragments or element.tag >> 16 == _PIXELS or element.vr == "SQ":
-        return False
-    return element.vr in TEXT or element.size <= BINARY_LIMIT or element.tag == _DOCUMENT
+    if element.vr in TEXT or element.tag == _DOCUMENT:
+        return True
+    return element.vr != "SQ" and element.tag >> 16 != _PIXELS and element.size <= BINARY_LIMIT
 
 
 def _levels(dataset: Dataset) -> Iterator[tuple[Dataset, Element]]:

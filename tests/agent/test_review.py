@@ -98,6 +98,38 @@ def test_rejecting_takes_the_deliveries_and_leaves_the_files(session: Box) -> No
     assert balance(session.ledger).rejected == 1
 
 
+def test_rejecting_takes_an_approval_back(session: Box) -> None:
+    """Somebody approved, somebody rejected, somebody takes that back: it went out, and nobody looked at it again."""
+    session.move(1, State.REVIEW)
+    review.release(session.ledger, 1, "jane")
+    review.reject(session.ledger, 1, "jim", "no consent")
+    review.retry(session.ledger, 1, "joan")
+    assert session.ledger.value("SELECT approved FROM shipment") is None
+
+
+def test_series_of_what_was_delivered_somewhere_cannot_be_excluded(box: Box) -> None:
+    """They counted as rejected, and a destination had them."""
+    box.receive(Image(), Image(sop="1.2", series="1.2.3.2"))
+    sort_all(box)
+    box.move(1, State.HELD)
+    with box.ledger.write() as connection:
+        connection.execute("INSERT INTO delivery (shipment, destination, state, changed) "
+                           "VALUES (1, 'a', 'verified', 0), (1, 'b', 'waiting', 0)")
+    with pytest.raises(Refused, match="delivered to a destination already"):
+        review.exclude(box.ledger, 1, ["1.2.3.2"], "jane", "a screen capture")
+    assert box.state() == State.HELD and box.ledger.value("SELECT count(*) FROM shipment") == 1
+
+
+def test_supplements_go_on_when_series_were_excluded_from_their_session(box: Box) -> None:
+    box.receive(Image(sop="1.1"), Image(sop="1.2", series="1.2.3.2"), Image(sop="1.1", version=1))
+    sort_all(box)
+    for shipment in (1, 2):
+        box.move(shipment, State.HELD)
+    apart = review.exclude(box.ledger, 1, ["1.2.3.2"], "jane", "a screen capture")
+    assert [box.state(number) for number in (1, 2, apart)] == [State.COMPLETE, State.COMPLETE, State.REJECTED]
+    assert balance(box.ledger).difference == 0
+
+
 def test_what_was_delivered_somewhere_cannot_be_rejected(session: Box) -> None:
     session.move(1, State.READY)
     with session.ledger.write() as connection:
@@ -129,7 +161,7 @@ def test_supplements_that_wait_follow_their_session(box: Box, action: str, state
     for shipment, before in ((1, State.HELD), (2, state), (3, State.HELD)):
         box.move(shipment, before)
     ACTIONS[action](box, 1)
-    follows = state in (State.HELD, State.REVIEW, State.READY)
+    follows = state in (State.COMPLETE, State.HELD, State.REVIEW, State.READY)
     assert (box.state(1), box.state(3)) == (State.COMPLETE, State.HELD)
     assert box.state(2) == (State.COMPLETE if follows else state)
     assert (box.ledger.value("SELECT what FROM event WHERE shipment = 2 ORDER BY id DESC")

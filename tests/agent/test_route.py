@@ -232,7 +232,19 @@ def test_a_supplement_can_be_told_otherwise_by_a_person(folder: Path) -> None:
     assert desk.labels(2) == ("P1", "S1", "E2", "all")
 
 
-@pytest.mark.parametrize("state", [State.HELD, State.REJECTED, State.GATHERING, State.COMPLETE])
+@pytest.mark.parametrize("state", [State.GATHERING, State.COMPLETE])
+def test_a_supplement_waits_while_its_session_is_decided(folder: Path, state: State) -> None:
+    """Held, it waited for a person; its session was de-identified, or released, at just that moment."""
+    desk = Desk(folder, route())
+    base_and_supplement(desk)
+    desk.box.move(1, state)
+    decision = decide(desk.box.config, desk.box.ledger, desk.box.spool, 2)
+    assert not apply(desk.box.ledger, 2, decision) and desk.box.state(2) == State.COMPLETE
+    desk.box.move(1, State.COMPLETE)
+    assert [desk.decide(shipment).state for shipment in (1, 2)] == [State.READY, State.READY]
+
+
+@pytest.mark.parametrize("state", [State.HELD, State.REJECTED])
 def test_a_supplement_waits_for_its_session(folder: Path, state: State) -> None:
     desk = Desk(folder, route())
     base_and_supplement(desk)
@@ -266,10 +278,41 @@ def test_other_receivers_sessions_are_no_bases(folder: Path) -> None:
 def test_a_decision_that_is_made_twice_gives_the_same_deliveries(folder: Path) -> None:
     desk = Desk(folder, route())
     desk.receive(Image())
-    decision = decide(desk.box.config, desk.box.ledger, desk.box.spool, 1)
     for _ in range(2):
-        apply(desk.box.ledger, 1, decision)
+        desk.box.move(1, State.COMPLETE)
+        assert desk.decide(1).state is State.READY
     assert desk.deliveries() == ["central"]
+
+
+def test_what_a_person_decided_meanwhile_stands(folder: Path) -> None:
+    """A decision takes a while, and stands at the end of a list of others; rejected meanwhile, it was shipped."""
+    desk = Desk(folder, route())
+    desk.receive(Image())
+    old = decide(desk.box.config, desk.box.ledger, desk.box.spool, 1)
+    review.assign(desk.box.config, desk.box.ledger, 1, "tester", project="P9")
+    assert not apply(desk.box.ledger, 1, old) and desk.labels()[0] == "P9"
+    old = decide(desk.box.config, desk.box.ledger, desk.box.spool, 1)
+    review.reject(desk.box.ledger, 1, "tester", "no consent")
+    late = decide(desk.box.config, desk.box.ledger, desk.box.spool, 1)
+    assert not apply(desk.box.ledger, 1, old) and not apply(desk.box.ledger, 1, late)
+    assert desk.box.state() == State.REJECTED and desk.deliveries() == []
+
+
+def test_a_supplement_has_the_accession_number_of_its_session(folder: Path) -> None:
+    desk = Desk(folder, route())
+    desk.receive(Image(sop="1.1"))
+    review.assign(desk.box.config, desk.box.ledger, 1, "tester", accession="A1")
+    desk.decide(1)
+    assert desk.receive(Image(sop="1.2")) == 2
+    desk.decide(2)
+    assert desk.box.ledger.value("SELECT accession FROM shipment WHERE id = 2") == "A1"
+    review.assign(desk.box.config, desk.box.ledger, 1, "tester", accession="A2")
+    for shipment in (1, 2):
+        desk.decide(shipment)
+    assert [row[0] for row in desk.box.ledger.all("SELECT accession FROM shipment ORDER BY id")] == ["A2", "A2"]
+    review.assign(desk.box.config, desk.box.ledger, 2, "tester", accession="A3")
+    desk.decide(2)
+    assert desk.box.ledger.value("SELECT accession FROM shipment WHERE id = 2") == "A3"
 
 
 def test_there_is_nothing_to_decide_about_a_shipment_that_does_not_exist(folder: Path) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from relay_agent import commitment, worker
+from relay_agent.ledger import State
 from relay_agent.worker import Worker
 from tests.agent.box import SETTINGS, Box, Image
 from tests.harness import wait_for
@@ -100,3 +101,25 @@ def test_files_that_cannot_be_taken_in_are_an_alert(tmp_path: Path, monkeypatch:
         assert told == ["landing: files"]
     finally:
         one._landing.close()
+
+
+def test_a_shipment_that_cannot_be_decided_does_not_hold_up_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+                                                                       ) -> None:
+    box = Box(tmp_path, SETTINGS + STAGE)
+    box.receive(Image(study="1"), Image(study="2", sop="2.1"))
+    one = Worker(box.config)
+    real = worker.decide
+
+    def decide(config: object, ledger: object, spool: object, shipment: int) -> object:
+        if shipment == 1:
+            raise RuntimeError
+        return real(config, ledger, spool, shipment)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(worker, "decide", decide)
+    one._stager.sort()
+    for shipment in (1, 2):
+        box.move(shipment, State.COMPLETE)
+    with pytest.raises(RuntimeError):
+        one.step()
+    assert (box.state(1), box.state(2)) == (State.COMPLETE, State.READY)
+    one._landing.close()
