@@ -7,6 +7,7 @@ import secrets
 import shutil
 import sys
 from collections import Counter
+from contextlib import suppress
 from dataclasses import asdict
 from datetime import datetime
 from functools import cache
@@ -16,8 +17,8 @@ from typing import Any
 from relay_agent import report
 from relay_agent.console import DONE, FINDINGS, commands_of, print_json
 from relay_agent.dataset import Broken, show
-from relay_agent.deidentify import residue, tools
-from relay_agent.deidentify.make import context
+from relay_agent.deidentify import tools
+from relay_agent.deidentify.make import apply, context, some
 from relay_agent.deidentify.recipe import Recipe, Unusable, load, parse, read_step
 from relay_agent.deidentify.script import Failed, Rejected, ScriptError
 from relay_agent.instance import File
@@ -36,7 +37,7 @@ def add(commands: Any) -> None:
                      help='scripts, in order: DicomEdit 6, CTP, or "ps3.15 …" for the DICOM profile')
     sub.add_argument("--lookup", type=Path, metavar="FILE", help="lookup table of the scripts")
     for label in ("project", "subject", "session"):
-        sub.add_argument(f"--{label}", default="", metavar="LABEL", help=f"the variable {label}")
+        sub.add_argument(f"--{label}", metavar="LABEL", help=f"the variable {label}")
     sub.add_argument("--strict", action="store_true", help="as in the relay: identifiers that are left are an error")
     sub.add_argument("paths", nargs="*", type=Path, metavar="IN OUT", help="file or folder, and where the result goes")
     script = commands.add_parser("script", help="tools for authors of scripts: check, diff, coverage",
@@ -76,6 +77,8 @@ def _deidentify(options: argparse.Namespace) -> int:
     recipe = Recipe(steps, (), options.project, options.subject, options.session, (), ())
     if not source.exists():
         return _error(f"{source} is not there")
+    if target.is_dir() and not source.is_dir():
+        target /= source.name
     if source.resolve() == target.resolve():
         return _error("the result cannot go where the data come from")
     return _run(recipe, source, target, options.strict)
@@ -83,28 +86,37 @@ def _deidentify(options: argparse.Namespace) -> int:
 
 def _run(recipe: Recipe, source: Path, target: Path, strict: bool) -> int:
     work = target.with_name(f".{target.name}.{secrets.token_hex(4)}")  # all or nothing
+    missing = [folder for folder in target.parents if not folder.exists()]
     file = source
+    counts = Counter[str]()
     try:
-        rejected = 0
         for file in _files(source):
             result = work / file.relative_to(source) if source.is_dir() else work
             result.parent.mkdir(parents=True, exist_ok=True)
             try:
                 _one(recipe, file, result, strict)
+                counts["done"] += 1
             except Rejected as error:
-                rejected += 1
+                counts["rejected"] += 1
                 print(f"{file}: {error}", file=sys.stderr)
+        if not counts:
+            return _error(f"{source} holds no files")
         _publish(work, target)
-        return REJECTED if rejected else DONE
     except (Failed, Broken) as error:
         return _error(f"{file}: {error}")
+    except (MemoryError, RecursionError) as error:
+        return _error(f"{file}: too large, or nested too deeply ({type(error).__name__})")
     except OSError as error:
-        return _error(f"{error.filename}: {error.strerror}")
+        return _error(f"{target if str(work) in str(error.filename) else error.filename}: {error.strerror}")
     finally:
-        if work.is_dir():
-            shutil.rmtree(work)
-        else:
-            work.unlink(missing_ok=True)
+        shutil.rmtree(work, ignore_errors=True)
+        with suppress(OSError):
+            work.unlink()
+        for folder in missing:  # those that hold nothing
+            with suppress(OSError):
+                folder.rmdir()
+    print(f"{counts['done']} de-identified, {counts['rejected']} rejected by the scripts")
+    return REJECTED if counts["rejected"] else DONE
 
 
 def _files(source: Path) -> list[Path]:
@@ -113,17 +125,16 @@ def _files(source: Path) -> list[Path]:
 
 def _one(recipe: Recipe, source: Path, target: Path, strict: bool) -> None:
     file = File.read(source)
-    identifiers = residue.identifiers(file.dataset, (), (recipe.project, recipe.subject, recipe.session))
     told = context(recipe, _TRIAL_KEY, datetime.now())
     told.number = _numbers
-    for step in recipe.steps:
-        load(step).apply(file, told)
-    left = residue.search(file.dataset, identifiers)
+    left, risks = apply(recipe, file, told)
     if left and strict:
-        raise Failed(str(left[0]))
+        raise Failed(some(left))
     if left:
-        more = f", and {len(left) - 1} more" if len(left) > 1 else ""
-        print(f"{source}: the relay would hold this: {left[0]}{more}", file=sys.stderr)
+        print(f"{source}: the relay would hold this: {some(left)}", file=sys.stderr)
+    if risks:
+        kinds = ", ".join(sorted({risk.kind for risk in risks}))
+        print(f"{source}: the relay would ask a person, unless the route allows it: {kinds}", file=sys.stderr)
     file.write(target)
 
 

@@ -100,7 +100,7 @@ def make(recipe: Recipe, key: bytes, numbers: Numbers, now: datetime, task: Task
 
 def context(recipe: Recipe, key: bytes, now: datetime, numbers: Numbers | None = None) -> Context:
     """What the scripts of a recipe are told."""
-    return Context(UIDs(key, recipe.project), recipe.project, recipe.subject, recipe.session, now,
+    return Context(UIDs(key, recipe.project or ""), recipe.project, recipe.subject, recipe.session, now,
                    numbers.number if numbers else None)
 
 
@@ -109,7 +109,16 @@ def deidentify(recipe: Recipe, file: File, context: Context) -> list[risk.Risk]:
 
     Raises :class:`Failed`, :class:`Rejected`.
     """
-    identifiers = residue.identifiers(file.dataset, recipe.search, (recipe.project, recipe.subject, recipe.session))
+    found, risks = apply(recipe, file, context)
+    if found:
+        raise Failed(f"{some(found)}; extend the script, or list the tag in the route's keep if the project may "
+                     "have it", _RESIDUE)
+    return risks
+
+
+def apply(recipe: Recipe, file: File, context: Context) -> tuple[list[residue.Residue], list[risk.Risk]]:
+    """As :func:`deidentify`; the residues and the pixel risks that are left."""
+    identifiers = residue.identifiers(file.dataset, recipe.search, recipe.labels)
     pixels = file.dataset.get(PIXELS)
     # Of the object as it came: a script may delete the very elements that tell of the risk.
     before = risk.risks(file.dataset, file.transfer_syntax)
@@ -122,11 +131,12 @@ def deidentify(recipe: Recipe, file: File, context: Context) -> list[risk.Risk]:
         except Undecodable:
             raise Failed(f"the text for {show(tag)} does not fit the character set of the object", _LABELS) from None
     found = residue.search(file.dataset, identifiers, recipe.keep)
-    if found:
-        more = f", and {len(found) - 1} more" if len(found) > 1 else ""
-        raise Failed(f"{found[0]}{more}; extend the script, or list the tag in the route's keep if the project may "
-                     "have it", _RESIDUE)
-    return risk.risks(file.dataset, file.transfer_syntax, before, file.dataset.get(PIXELS) is not pixels)
+    return found, risk.risks(file.dataset, file.transfer_syntax, before, file.dataset.get(PIXELS) is not pixels)
+
+
+def some(found: Sequence[residue.Residue]) -> str:
+    """Residues for people: the first, and how many more."""
+    return f"{found[0]}, and {len(found) - 1} more" if len(found) > 1 else str(found[0])
 
 
 class Numbers:

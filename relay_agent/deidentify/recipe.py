@@ -16,7 +16,8 @@ from relay_agent.deidentify.script import Script, ScriptError
 
 _PROFILE = re.compile(r"(?i)\s*ps3\.15\b")
 _PROPERTIES = re.compile(r"(?m)^\s*#?\s*(set|param|keep|remove)\.")
-_FILTER = re.compile(r"\.(equals|matches|contains|startsWith|endsWith|isLessThan|isGreaterThan)\w*\s*\(")
+_FILTER = re.compile(r"\.\s*(equals|matches|contains|startsWith|endsWith|isLessThan|isGreaterThan)\w*\s*\("
+                     r"|(?m:^[ \t!(]*(true|false)\b)")
 _PIXELS = re.compile(r"\}\s*\(\s*\d+\s*,")
 
 
@@ -39,9 +40,9 @@ class Recipe:
 
     steps: tuple[Step, ...]
     headers: tuple[tuple[int, str], ...]  # tag and text, set after the scripts
-    project: str
-    subject: str
-    session: str
+    project: str | None  # a script that uses a label which is not known fails
+    subject: str | None
+    session: str | None
     search: tuple[int, ...]  # tags whose original values must not be left anywhere, beside the usual ones
     keep: tuple[int, ...]  # tags whose original values may stay
     agent: str = __version__
@@ -50,6 +51,11 @@ class Recipe:
     def hash(self) -> str:
         """SHA-256 of all of it."""
         return hashlib.sha256(json.dumps(asdict(self)).encode()).hexdigest()
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Those of project, subject and session that are known."""
+        return tuple(label for label in (self.project, self.subject, self.session) if label)
 
     @property
     def names(self) -> str:
@@ -73,8 +79,8 @@ def recipe_of(config: Config, route: Route, *, project: str | None, subject: str
     labels = {"project": project or "", "subject": subject or "", "session": session or "",
               "accession": accession or ""}
     return Recipe(tuple(steps), tuple((int(tag, 16), text.format_map(labels)) for tag, text in route.headers.items()),
-                  labels["project"], labels["subject"], labels["session"],
-                  tuple(int(tag, 16) for tag in route.identifiers), tuple(int(tag, 16) for tag in route.keep))
+                  project, subject, session, tuple(int(tag, 16) for tag in route.identifiers),
+                  tuple(int(tag, 16) for tag in route.keep))
 
 
 def read_step(script: str, lookup: Path | None) -> Step:
@@ -109,12 +115,13 @@ def parse(step: Step) -> Script:
     start = text.lstrip("\ufeff \t\r\n")
     if start.startswith("<"):
         return ctp.parse(text, name, step.lookup)
-    if _PIXELS.search(text):
-        return ctp.parse_pixels(text, name)
     if _PROPERTIES.search(text):
         return ctp.parse(text, name, step.lookup)
-    if _FILTER.search(text) and ":=" not in text:
-        return ctp.parse_filter(text, name)
+    if ":=" not in text and dicomedit.is_dicomedit4(text):  # a condition of DicomEdit looks like a region's signature
+        if _PIXELS.search(text):
+            return ctp.parse_pixels(text, name)
+        if _FILTER.search(text):
+            return ctp.parse_filter(text, name)
     if dicomedit.is_dicomedit4(text):
         raise ScriptError(dicomedit.conversion(text))
     return dicomedit.parse(text, name, step.lookup)
