@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import asdict
 from datetime import datetime
 from functools import cache
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from relay_agent.console import DONE, FINDINGS, commands_of, print_json
 from relay_agent.dataset import Broken, show
 from relay_agent.deidentify import tools
 from relay_agent.deidentify.make import apply, context, some
+from relay_agent.deidentify.profile.table import EDITION, attributes
 from relay_agent.deidentify.recipe import Recipe, Unusable, load, parse, read_step
 from relay_agent.deidentify.script import Failed, Rejected, ScriptError
 from relay_agent.instance import File
@@ -166,22 +168,31 @@ def _error(text: str) -> int:
 
 def _check(options: argparse.Namespace) -> int:
     found: list[dict[str, Any]] = []
+    scripts = []
     for name in options.file:
         try:
             script = parse(read_step(name, options.lookup))
+            scripts.append(script)
             found.append({"script": name, "language": script.language,
-                          "findings": [asdict(finding) for finding in tools.check(script)]})
+                          "findings": [asdict(finding) for finding in script.findings()]})
         except (ScriptError, Unusable) as error:
             found.append({"script": name, "language": None, "findings": [
                 {"text": str(error), "line": getattr(error, "line", 0), "grave": True}]})
+    left = tools.untouched(scripts) if scripts else []
     if options.json:
-        print_json(found)
+        print_json({"scripts": found, "profile": f"PS3.15 {EDITION}", "untouched": [
+            {"tag": show(tag), "keyword": tools.keyword(tag), "action": attributes()[tag].basic} for tag in left]})
     else:
         for row in found:
             print(f"{row['script']}: {row['language'] or 'cannot be used'}")
             for finding in row["findings"]:
                 where = f"line {finding['line']}: " if finding["line"] and row["language"] else ""
                 print(f"  {'ERROR  ' if finding['grave'] else 'remark '} {where}{finding['text']}")
+        if left:
+            print(f"{len(left)} attributes that PS3.15 {EDITION} changes and that no script here touches, by group "
+                  "(script coverage tells which of them are in your data):")
+        for group, tags in groupby(left, lambda tag: tag >> 16):
+            print(f"  {group:04x}: {', '.join(map(tools.keyword, tags))}")
     return FINDINGS if any(finding["grave"] for row in found for finding in row["findings"]) else DONE
 
 

@@ -8,8 +8,7 @@ import json
 import pytest
 
 from relay_agent.dataset import PIXELS
-from relay_agent.deidentify import profile, tools
-from relay_agent.deidentify.profile.table import attributes
+from relay_agent.deidentify import ctp, dicomedit, profile, tools
 from relay_agent.deidentify.script import Context, Failed, Finding, Rejected
 from relay_agent.deidentify.uids import UIDs
 from relay_agent.instance import File
@@ -82,17 +81,21 @@ def test_difference_of_odd_values():
     assert shown["(0008,1140)"] == "2 items" and shown["(0008,1140)[1]/(0008,1155)"] == "1.2.3"
 
 
-def test_check():
-    found = tools.check(Stub(0x00100010, 0x00100020, 0x60020022))
-    assert found[0] == Finding("first", 3, True)
-    (group,) = [finding.text for finding in found if "group 0010" in finding.text]
-    assert "PatientBirthDate" in group and "PatientName," not in group and "PS3.15 2026d" in group
-    left = tools.untouched(Stub(0x00100010, 0x60020022))
+def test_what_no_script_touches():
+    left = tools.untouched([Stub(0x00100010), Stub(0x60020022)])
     assert 0x00100020 in left and 0x00100010 not in left and 0x60003000 not in left
-    assert len(left) == len(attributes()) - 2
-    assert tools.check(profile.parse("ps3.15", "x")) == []
-    kept = tools.untouched(profile.parse("ps3.15 retain-institution-identity", "x"))
+    assert 0x00020003 not in left and min(left) >> 16 == 0x0008  # File Meta is written anew
+    assert tools.untouched([Stub(), profile.parse("ps3.15", "x")]) == []
+    kept = tools.untouched([profile.parse("ps3.15 retain-institution-identity", "x")])
     assert 0x00080080 in kept and len(kept) == 10
+
+
+def test_what_scripts_touch_unnamed():
+    swept = ctp.parse('<script><k en="T" t="0010">x</k><r en="T" t="unspecifiedelements">x</r></script>', "a.script")
+    left = tools.untouched([swept])
+    assert 0x00100010 in left and 0x00080050 not in left and 0x00400275 not in left
+    wild = dicomedit.parse('version "6.6"\n-(0008,XXXX)\n', "site.das")
+    assert 0x00080050 not in tools.untouched([wild]) and 0x00100010 in tools.untouched([wild])
 
 
 @pytest.fixture
