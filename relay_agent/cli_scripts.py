@@ -21,11 +21,12 @@ from relay_agent.dataset import Broken, show
 from relay_agent.deidentify import tools
 from relay_agent.deidentify.make import apply, context, some
 from relay_agent.deidentify.profile.table import EDITION, attributes
-from relay_agent.deidentify.recipe import Recipe, Unusable, load, parse, read_step
-from relay_agent.deidentify.script import Failed, Rejected, ScriptError
+from relay_agent.deidentify.recipe import Recipe, Step, Unusable, load, parse, read_step
+from relay_agent.deidentify.script import Context, Failed, Rejected, ScriptError
 from relay_agent.instance import File
 
 REJECTED, ERROR = 3, 4
+_LABELS = ("project", "subject", "session")
 _TRIAL_KEY = b"relay-agent: trial runs of scripts, not a secret"
 
 
@@ -38,7 +39,7 @@ def add(commands: Any) -> None:
     sub.add_argument("--script", action="append", nargs="+", required=True, metavar="FILE",
                      help='scripts, in order: DicomEdit 6, CTP, or "ps3.15 …" for the DICOM profile')
     sub.add_argument("--lookup", type=Path, metavar="FILE", help="lookup table of the scripts")
-    for label in ("project", "subject", "session"):
+    for label in _LABELS:
         sub.add_argument(f"--{label}", metavar="LABEL", help=f"the variable {label}")
     sub.add_argument("--strict", action="store_true", help="as in the relay: identifiers that are left are an error")
     sub.add_argument("paths", nargs="*", type=Path, metavar="IN OUT", help="file or folder, and where the result goes")
@@ -50,16 +51,20 @@ def add(commands: Any) -> None:
     sub = command("check", _check, "parse scripts and say what their author should know", "check site.das", prints=True)
     sub.add_argument("file", nargs="+")
     sub.add_argument("--lookup", type=Path, metavar="FILE", help="lookup table of the scripts")
-    sub = command("diff", _diff, "what changed between two files, tag by tag", "diff in.dcm out.dcm", prints=True)
+    sub = command("diff", _diff, "what changed between two files, or the files of two folders, tag by tag",
+                  "diff in.dcm out.dcm", prints=True)
     sub.add_argument("before", type=Path, metavar="IN")
     sub.add_argument("after", type=Path, metavar="OUT")
     sub = command("coverage", _coverage, "which identifying attributes of PS3.15, and which identifiers of the data, "
                   "would survive scripts on a folder of samples", "coverage site.das --data samples/", prints=True)
     sub.add_argument("file", nargs="+")
-    sub.add_argument("--data", type=Path, required=True, metavar="FOLDER", help="sample files")
+    sub.add_argument("--data", type=Path, required=True, metavar="FOLDER", help="sample files, or one file")
     sub.add_argument("--lookup", type=Path, metavar="FILE", help="lookup table of the scripts")
     sub.add_argument("--planted", action="append", default=[], metavar="TEXT", help="a text that is known to be in the "
                      "samples and must not survive")
+    for label in _LABELS:
+        sub.add_argument(f"--{label}", metavar="LABEL", default=label.upper(),
+                         help=f"the variable {label} (default: %(default)s)")
 
 
 def _deidentify(options: argparse.Namespace) -> int:
@@ -76,7 +81,7 @@ def _deidentify(options: argparse.Namespace) -> int:
             load(step)
     except Unusable as error:
         return _error(str(error))
-    recipe = Recipe(steps, (), options.project, options.subject, options.session, (), ())
+    recipe = _recipe(steps, options)
     if not source.exists():
         return _error(f"{source} is not there")
     if target.is_dir() and not source.is_dir():
@@ -84,6 +89,16 @@ def _deidentify(options: argparse.Namespace) -> int:
     if source.resolve() == target.resolve():
         return _error("the result cannot go where the data come from")
     return _run(recipe, source, target, options.strict)
+
+
+def _recipe(steps: tuple[Step, ...], options: argparse.Namespace) -> Recipe:
+    return Recipe(steps, (), options.project, options.subject, options.session, (), ())
+
+
+def _told(recipe: Recipe) -> Context:
+    told = context(recipe, _TRIAL_KEY, datetime.now())
+    told.number = _numbers
+    return told
 
 
 def _run(recipe: Recipe, source: Path, target: Path, strict: bool) -> int:
@@ -127,9 +142,7 @@ def _files(source: Path) -> list[Path]:
 
 def _one(recipe: Recipe, source: Path, target: Path, strict: bool) -> None:
     file = File.read(source)
-    told = context(recipe, _TRIAL_KEY, datetime.now())
-    told.number = _numbers
-    left, risks = apply(recipe, file, told)
+    left, risks = apply(recipe, file, _told(recipe))
     if left and strict:
         raise Failed(some(left))
     if left:
@@ -197,37 +210,61 @@ def _check(options: argparse.Namespace) -> int:
 
 
 def _diff(options: argparse.Namespace) -> int:
+    before, after = options.before, options.after
+    rows: list[dict[str, Any]] = []
+    file = before
     try:
-        changes = tools.difference(File.read(options.before).dataset, File.read(options.after).dataset)
+        for path in _files(before):
+            file = path
+            name = path.relative_to(before) if before.is_dir() else path.name
+            other = after / name if before.is_dir() else after
+            if before.is_dir() and after.is_dir() and not other.exists():
+                print(f"{name}: not in {after}", file=sys.stderr)
+                continue
+            old = File.read(path).dataset
+            file = other
+            rows += [{"file": str(name), **asdict(change), "tag": show(change.tag)}
+                     for change in tools.difference(old, File.read(other).dataset)]
     except Broken as error:
-        return _error(f"not readable as DICOM: {error}")
+        return _error(f"{file}: not readable as DICOM: {error}")
     except OSError as error:
         return _error(f"{error.filename}: {error.strerror}")
-    rows = [{**asdict(change), "tag": show(change.tag)} for change in changes]
     if options.json:
         print_json(rows)
     else:
-        report.print_rows(report.console(), [{key: row[key] for key in ("path", "keyword", "before", "after")}
-                                             for row in rows], "no difference")
+        columns = (*(["file"] if before.is_dir() else []), "path", "keyword", "before", "after")
+        report.print_rows(report.console(), [{key: row[key] for key in columns} for row in rows], "no difference")
     return DONE
 
 
 def _coverage(options: argparse.Namespace) -> int:
+    files = _files(options.data)
     try:
-        scripts = [load(read_step(name, options.lookup)) for name in options.file]
-        found = tools.coverage(scripts, options.data, options.planted)
+        steps = tuple(read_step(name, options.lookup) for name in options.file)
+        recipe = _recipe(steps, options)
+        found = tools.coverage([load(step) for step in steps], files, options.planted, lambda: _told(recipe))
     except Unusable as error:
         return _error(str(error))
     except OSError as error:
         return _error(f"{error.filename}: {error.strerror}")
+    if not files:
+        return _error(f"{options.data} holds no files")
     survivors = [row for row in (*found.attributes, found.private) if row.survived]
     if options.json:
-        print_json(asdict(found))
+        print_json(asdict(found) | {
+            "failures": [{"file": name, "reason": reason} for name, reason in found.failures],
+            "attributes": [asdict(row) | {"tag": show(row.tag)} for row in found.attributes],
+            "leaks": [asdict(leak) | {"source": show(leak.source) if leak.source else None} for leak in found.leaks],
+            "private": {"present": found.private.present, "survived": found.private.survived},
+            "planted": [{"text": text, "files": count}
+                        for text, count in zip(options.planted, found.planted, strict=True)]})
     else:
         print(f"{found.files} files: {found.done} de-identified, {found.rejected} rejected by the scripts, "
               f"{len(found.failures)} failed")
         for name, reason in found.failures:
             print(f"  {name}: {reason}")
+        if not found.done:
+            return FINDINGS
         console = report.console()
         report.print_rows(console, [{"tag": show(row.tag) if row.tag else "", "attribute": row.keyword, "PS3.15":
                                      row.action, "in files": row.present, "survived in": row.survived}

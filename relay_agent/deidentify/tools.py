@@ -127,15 +127,13 @@ def untouched(scripts: Iterable[Script]) -> list[int]:
     return sorted(tag for tag in attributes() if tag >> 16 > _NOT_STORED and tag not in touched)
 
 
-def coverage(scripts: Sequence[Script], files: Path | Iterable[Path], planted: Collection[str] = (),
+def coverage(scripts: Sequence[Script], files: Iterable[Path], planted: Collection[str] = (),
              context: Callable[[], Context] | None = None) -> Coverage:
-    """Run scripts over files, or all files of a folder, and count what survives. Nothing is written.
+    """Run scripts over files and count what survives. Nothing is written.
 
     Besides the attributes of PS3.15 the identifiers of each original are searched in its result, and the ``planted``
     texts, which are known to be in the data. What is no DICOM file counts as a failure. Raises ``OSError``.
     """
-    if isinstance(files, Path):
-        files = sorted(path for path in files.rglob("*") if path.is_file())
     make = context or (lambda: Context(UIDs(b"coverage", "")))
     counts = Counter[str]()
     present, survived, leaks = Counter[int](), Counter[int](), Counter[tuple[str, int]]()
@@ -150,13 +148,16 @@ def coverage(scripts: Sequence[Script], files: Path | Iterable[Path], planted: C
                 script.apply(after, one)
             result = File.parse(b"".join(after.encode()))
             _count(before.dataset, result.dataset, present, survived)
-            found = residue.search(result.dataset, residue.identifiers(before.dataset))
+            labels = [label for label in (one.project, one.subject, one.session) if label]
+            found = residue.search(result.dataset, residue.identifiers(before.dataset, (), labels))
             leaks.update({(_any_item(leak.path), leak.source) for leak in found})
             places.update(index for index, text in enumerate(planted) if _holds(result.dataset, text))
         except Rejected:
             counts["rejected"] += 1
         except (Failed, Broken) as error:
             failures.append((str(path), str(error)))
+        except (MemoryError, RecursionError):
+            failures.append((str(path), "too large, or nested too deeply"))
         else:
             counts["done"] += 1
     table = attributes()

@@ -108,7 +108,8 @@ def folder(tmp_path):
 
 def test_coverage_of_a_poor_script(folder):
     (folder / "notes.txt").write_text("no DICOM")
-    report = tools.coverage([Stub(0x00100010, 0x00100030)], folder, ["Smitherson", "Lookout", "nowhere"])
+    report = tools.coverage([Stub(0x00100010, 0x00100030)], sorted(folder.iterdir()),
+                            ["Smitherson", "Lookout", "nowhere"])
     assert (report.files, report.done, report.rejected) == (4, 3, 0)
     assert report.failures[0][0].endswith("notes.txt") and len(report.failures) == 1
     left = {one.keyword: one for one in report.attributes}
@@ -132,7 +133,7 @@ def test_coverage_of_the_profile(folder):
     assert {one.survived for one in report.attributes} == {0}
     assert (report.private.present, report.private.survived) == (3, 0)
     assert report.planted == [0] * 5
-    options = tools.coverage([profile.parse("ps3.15 retain-uids", "x")], folder)
+    options = tools.coverage([profile.parse("ps3.15 retain-uids", "x")], sorted(folder.iterdir()))
     assert {one.keyword for one in options.attributes if one.survived} == {
         "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID", "ReferencedImageSequence",
         "ReferencedSOPInstanceUID"}
@@ -145,7 +146,7 @@ def test_coverage_counts_what_ends_otherwise(folder):
         contexts.append(Context(UIDs(b"k", "P")))
         return contexts[-1]
 
-    report = tools.coverage([Stub(reject=".1"), Stub(fail=".2")], folder, context=context)
+    report = tools.coverage([Stub(reject=".1"), Stub(fail=".2")], sorted(folder.iterdir()), context=context)
     assert (report.files, report.done, report.rejected) == (3, 1, 1)
     assert report.failures == [(str(folder / "2.dcm"), "stub line 2: (0008,0018) cannot be done")]
     assert len(contexts) == 3
