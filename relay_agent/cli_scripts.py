@@ -232,8 +232,10 @@ def _diff(options: argparse.Namespace) -> int:
     if options.json:
         print_json(rows)
     else:
-        columns = (*(["file"] if before.is_dir() else []), "path", "keyword", "before", "after")
-        report.print_rows(report.console(), [{key: row[key] for key in columns} for row in rows], "no difference")
+        columns = (*(["file"] if before.is_dir() else []), "path", "keyword")
+        report.print_rows(report.console(), [
+            {key: row[key] for key in columns} | {key: report.told(row[key]) for key in ("before", "after")}
+            for row in rows], "no difference")
     return DONE
 
 
