@@ -10,7 +10,7 @@ from collections import Counter
 from contextlib import suppress
 from dataclasses import asdict
 from datetime import datetime
-from functools import cache
+from functools import cache, partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -95,8 +95,8 @@ def _recipe(steps: tuple[Step, ...], options: argparse.Namespace) -> Recipe:
     return Recipe(steps, (), options.project, options.subject, options.session, (), ())
 
 
-def _told(recipe: Recipe) -> Context:
-    told = context(recipe, _TRIAL_KEY, datetime.now())
+def _told(recipe: Recipe, now: datetime) -> Context:
+    told = context(recipe, _TRIAL_KEY, now)
     told.number = _numbers
     return told
 
@@ -104,14 +104,14 @@ def _told(recipe: Recipe) -> Context:
 def _run(recipe: Recipe, source: Path, target: Path, strict: bool) -> int:
     work = target.with_name(f".{target.name}.{secrets.token_hex(4)}")  # all or nothing
     missing = [folder for folder in target.parents if not folder.exists()]
-    file = source
+    file, now = source, datetime.now()
     counts = Counter[str]()
     try:
         for file in _files(source):
             result = work / file.relative_to(source) if source.is_dir() else work
             result.parent.mkdir(parents=True, exist_ok=True)
             try:
-                _one(recipe, file, result, strict)
+                _one(recipe, now, file, result, strict)
                 counts["done"] += 1
             except Rejected as error:
                 counts["rejected"] += 1
@@ -137,12 +137,15 @@ def _run(recipe: Recipe, source: Path, target: Path, strict: bool) -> int:
 
 
 def _files(source: Path) -> list[Path]:
-    return sorted(path for path in source.rglob("*") if path.is_file()) if source.is_dir() else [source]
+    """A file, or all files of a folder but the index of a medium, which is no object."""
+    if not source.is_dir():
+        return [source]
+    return sorted(path for path in source.rglob("*") if path.is_file() and path.name != "DICOMDIR")
 
 
-def _one(recipe: Recipe, source: Path, target: Path, strict: bool) -> None:
+def _one(recipe: Recipe, now: datetime, source: Path, target: Path, strict: bool) -> None:
     file = File.read(source)
-    left, risks = apply(recipe, file, _told(recipe))
+    left, risks = apply(recipe, file, _told(recipe, now))
     if left and strict:
         raise Failed(some(left))
     if left:
@@ -243,8 +246,8 @@ def _coverage(options: argparse.Namespace) -> int:
     files = _files(options.data)
     try:
         steps = tuple(read_step(name, options.lookup) for name in options.file)
-        recipe = _recipe(steps, options)
-        found = tools.coverage([load(step) for step in steps], files, options.planted, lambda: _told(recipe))
+        told = partial(_told, _recipe(steps, options), datetime.now())
+        found = tools.coverage([load(step) for step in steps], files, options.planted, told)
     except Unusable as error:
         return _error(str(error))
     except OSError as error:
