@@ -26,7 +26,7 @@ from requests.utils import get_environ_proxies, select_proxy
 
 from relay_agent.alert import Mailer, NotSent
 from relay_agent.config import DICOM, TLS, XNAT, Alert, Config, ConfigError, DICOMweb, secret
-from relay_agent.deidentify.recipe import Unusable, recipe_of
+from relay_agent.deidentify.recipe import Unusable, load, recipe_of
 from relay_agent.destinations import DeliveryError, Finding
 from relay_agent.destinations.web import Web
 from relay_agent.receive import tls_context
@@ -36,6 +36,7 @@ from relay_agent.units import show_duration, show_size
 _PATIENCE = 10.0  # seconds for each step on the way to a destination
 _SLOW_SYNC = 0.020  # every instance waits for one before its sender is answered
 _CLOCK_OFF = 60.0
+_SCRIPT_CHECK = "relay-agent script check FILE tells more"
 _EXPIRES_SOON = 30 * 86400.0
 
 
@@ -86,8 +87,13 @@ def _scripts(config: Config) -> Iterator[Finding]:
         try:
             recipe = recipe_of(config, route, project="", subject="", session="")
         except Unusable as error:
-            yield Finding(False, f"route {route.name} holds every session: {error}", "relay-agent script check FILE")
-        else:
+            yield Finding(False, f"route {route.name} holds every session: {error}", _SCRIPT_CHECK)
+            continue
+        grave = [f"{step.name} line {found.line}: {found.text}" for step in (recipe.steps if recipe else ())
+                 for found in load(step).findings() if found.grave]
+        for what in grave:
+            yield Finding(False, f"route {route.name}: {what}", _SCRIPT_CHECK)
+        if not grave:
             yield Finding(True, f"route {route.name} de-identifies by {recipe.names}" if recipe else
                           f"route {route.name} ships what was received, without de-identification")
 

@@ -88,9 +88,12 @@ def _show(options: argparse.Namespace) -> int:
         console.print(f"{'pixel risk':>13}: {kind}, {count} instances")
     report.print_rows(console, found["series"], "no series", "\nseries")
     if changes is not None:
-        columns = ("number", "path", "keyword", "rule", "before", "after", "refused")
-        report.print_rows(console, [{key: row[key] for key in columns if key in row} for row in changes
-                                    if not row["private"]], "the scripts change nothing", "\nchanges")
+        shown = ("before", "after") if identified else ("after",)
+        report.print_rows(console, [
+            {key: row[key] for key in ("number", "path", "keyword", "rule")}
+            | {key: report.told(row[key]) for key in shown if "refused" not in row}
+            | ({"refused": row["refused"]} if "refused" in row else {}) for row in changes if not row["private"]],
+            "the scripts change nothing", "\nchanges")
         console.print(f"and {private} private elements")
     return DONE
 

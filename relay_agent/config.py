@@ -193,7 +193,7 @@ class Route(_Table):
     assign_project: str | None = Field(None, pattern=r"^[A-Za-z0-9_-]+$", description="Assign this project, whatever identification found.", examples=["P1"])
     auto_archive: bool | None = Field(None, description="Archive at once (true) or leave in the prearchive (false) where the instances do not say so themselves (AA:).", examples=[True])
     review: bool = Field(False, description="Hold each session until a person releases it.")
-    scripts: tuple[str, ...] = Field((), description='Anonymisation, in order, after the site-wide one: files of DicomEdit 6 or CTP scripts, or the DICOM profile as "ps3.15" with its options. A shipment whose scripts cannot run is not shipped.', examples=[["/etc/relay-agent/p1.das", "ps3.15 retain-device"]])
+    scripts: tuple[str, ...] = Field((), description='Anonymisation, in order, after the site-wide one: files of DicomEdit 6 or CTP scripts, or the DICOM profile as "ps3.15" with its options. A shipment whose scripts cannot run is not shipped.', examples=[["/etc/relay-agent/p1.das", "ps3.15 retain-device-identity"]])
     lookup: Path | None = Field(None, description="Lookup table of these scripts.", examples=["/etc/relay-agent/p1.lookup"])
     site_scripts: bool = Field(True, description="Run the site-wide scripts first.")
     headers: dict[Tag, Annotated[str, AfterValidator(_template)]] = Field(default_factory=dict, description="Set after the scripts: texts with {project}, {subject}, {session} and {accession} as identification or a reviewer gave them.", examples=[{"0008,0050": "{accession}", "0008,1030": "{project}", "0010,0010": "{subject}", "0010,0020": "{session}"}])

@@ -138,6 +138,11 @@ def print_rows(console: Console, rows: Sequence[Mapping[str, Any]], nothing: str
     console.print(table)
 
 
+def told(value: str | None) -> str:
+    """A value of an element for people: one that is absent is not the same as one that is empty."""
+    return "(absent)" if value is None else value
+
+
 def _cell(column: str, value: Any) -> str:
     if value is None:
         return ""

@@ -114,7 +114,7 @@ def exclude(ledger: Ledger, shipment: int, series: Sequence[str], actor: str, re
         numbers = [part["id"] for part in connection.execute(
             f"SELECT id FROM instance WHERE shipment = ? AND series_uid IN ({', '.join('?' * len(series))})",
             (shipment, *series))]
-        apart = set_apart(connection, row["id"], numbers, reason, actor)
+        apart = set_apart(connection, row["id"], numbers, _given(reason), actor)
         _withdraw(connection, shipment)
         move(connection, shipment, State.COMPLETE, f"without {len(set(series))} series", actor=actor)
         _wake_supplements(connection, row, actor)
@@ -131,7 +131,13 @@ def reject(ledger: Ledger, shipment: int, actor: str, reason: str) -> None:
         _require_undelivered(connection, shipment, "reject")
         _withdraw(connection, row["id"])
         connection.execute("UPDATE shipment SET approved = NULL WHERE id = ?", (shipment,))
-        move(connection, shipment, State.REJECTED, "rejected", reason=reason, actor=actor)
+        move(connection, shipment, State.REJECTED, reason, reason=_given(reason), actor=actor)
+
+
+def _given(reason: str) -> str:
+    if not reason.strip():
+        raise Refused("say why; the reason goes into the audit trail")
+    return reason
 
 
 def retry(ledger: Ledger, shipment: int, actor: str) -> None:

@@ -124,6 +124,15 @@ def deidentify(recipe: Recipe, file: File, context: Context) -> list[risk.Risk]:
 
     Raises :class:`Failed`, :class:`Rejected`.
     """
+    found, risks = apply(recipe, file, context)
+    if found:
+        raise Failed(f"{some(found)}; extend the script, or list the tag in the route's keep if the project may "
+                     "have it", _RESIDUE)
+    return risks
+
+
+def apply(recipe: Recipe, file: File, context: Context) -> tuple[list[residue.Residue], list[risk.Risk]]:
+    """As :func:`deidentify`; the residues and the pixel risks that are left."""
     identifiers = residue.identifiers(file.dataset, recipe.search, recipe.labels)
     # Of the object as it came: a script may delete the very elements that tell of the risk.
     before = risk.risks(file.dataset, file.transfer_syntax)
@@ -136,11 +145,12 @@ def deidentify(recipe: Recipe, file: File, context: Context) -> list[risk.Risk]:
         except Undecodable:
             raise Failed(f"the text for {show(tag)} does not fit the character set of the object", _LABELS) from None
     found = residue.search(file.dataset, identifiers, recipe.keep)
-    if found:
-        more = f", and {len(found) - 1} more" if len(found) > 1 else ""
-        raise Failed(f"{found[0]}{more}; extend the script, or list the tag in the route's keep if the project may "
-                     "have it", _RESIDUE)
-    return risk.risks(file.dataset, file.transfer_syntax, before, file.painted)
+    return found, risk.risks(file.dataset, file.transfer_syntax, before, file.painted)
+
+
+def some(found: Sequence[residue.Residue]) -> str:
+    """Residues for people: the first, and how many more."""
+    return f"{found[0]}, and {len(found) - 1} more" if len(found) > 1 else str(found[0])
 
 
 class Numbers:

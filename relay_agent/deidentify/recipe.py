@@ -16,7 +16,8 @@ from relay_agent.deidentify.script import Script, ScriptError
 
 _PROFILE = re.compile(r"(?i)\s*ps3\.15\b")
 _PROPERTIES = re.compile(r"(?m)^\s*#?\s*(set|param|keep|remove)\.")
-_FILTER = re.compile(r"\.(equals|matches|contains|startsWith|endsWith|isLessThan|isGreaterThan)\w*\s*\(")
+_FILTER = re.compile(r"\.\s*(equals|matches|contains|startsWith|endsWith|isLessThan|isGreaterThan)\w*\s*\("
+                     r"|(?m:^[ \t!(]*(true|false)\b)")
 _PIXELS = re.compile(r"\}\s*\(\s*\d+\s*,")
 
 
@@ -78,8 +79,8 @@ def recipe_of(config: Config, route: Route, *, project: str | None, subject: str
     labels = {"project": project or "", "subject": subject or "", "session": session or "",
               "accession": accession or ""}
     return Recipe(tuple(steps), tuple((int(tag, 16), text.format_map(labels)) for tag, text in route.headers.items()),
-                  project, subject, session,
-                  tuple(int(tag, 16) for tag in route.identifiers), tuple(int(tag, 16) for tag in route.keep))
+                  project, subject, session, tuple(int(tag, 16) for tag in route.identifiers),
+                  tuple(int(tag, 16) for tag in route.keep))
 
 
 def read_step(script: str, lookup: Path | None) -> Step:
@@ -118,8 +119,9 @@ def parse(step: Step) -> Script:
         return dicomedit.parse(text, name, step.lookup)
     if _PROPERTIES.search(text):
         return ctp.parse(text, name, step.lookup)
-    if _PIXELS.search(text):
-        return ctp.parse_pixels(text, name)
-    if _FILTER.search(text):
-        return ctp.parse_filter(text, name)
+    if ":=" not in text:  # a condition of DicomEdit looks like a region's signature
+        if _PIXELS.search(text):
+            return ctp.parse_pixels(text, name)
+        if _FILTER.search(text):
+            return ctp.parse_filter(text, name)
     raise ScriptError(dicomedit.conversion(text))

@@ -10,7 +10,6 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
 from pathlib import Path
 
 from pydicom.datadict import keyword_for_tag
@@ -19,13 +18,14 @@ from relay_agent import charset
 from relay_agent.dataset import EXPLICIT, TEXT, Broken, Dataset, Element
 from relay_agent.deidentify import residue
 from relay_agent.deidentify.forms import fold
-from relay_agent.deidentify.profile.table import CURVES, EDITION, OVERLAY_COMMENTS, OVERLAYS, attributes, row_tag
-from relay_agent.deidentify.script import Context, Failed, Finding, Rejected, Script
+from relay_agent.deidentify.profile.table import CURVES, OVERLAY_COMMENTS, OVERLAYS, attributes, row_tag
+from relay_agent.deidentify.script import Context, Failed, Rejected, Script
 from relay_agent.deidentify.uids import UIDs
 from relay_agent.instance import File
 
 _LONGEST = 256  # characters of a value that are shown
 _NUMBERS = 16
+_NOT_STORED = 0x0004  # up to this group: commands, File Meta (which is written anew), directories
 _REPEATING = {CURVES: "curves (50xx)", OVERLAYS: "overlays (60xx)", OVERLAY_COMMENTS: "OverlayComments (60xx,4000)"}
 
 
@@ -121,30 +121,19 @@ def _shown(data: Dataset | None, element: Element | None) -> str | None:
     return f"{element.size} bytes, SHA-256 {hashlib.sha256(element.view).hexdigest()[:16]}"
 
 
-def check(script: Script) -> list[Finding]:
-    """What the script itself finds wrong, then what PS3.15 would change and no statement names, group by group."""
-    found = script.findings()
-    for group, tags in groupby(untouched(script), lambda tag: tag >> 16):
-        names = ", ".join(_keyword(tag) for tag in tags)
-        found.append(Finding(f"nothing names these of group {group:04x}, which PS3.15 {EDITION} changes: {names}"))
-    return found
+def untouched(scripts: Iterable[Script]) -> list[int]:
+    """Tags that the Basic Profile of PS3.15 would change in a stored object and that no script touches."""
+    touched = {row_tag(tag) for script in scripts for tag in script.touches()}
+    return sorted(tag for tag in attributes() if tag >> 16 > _NOT_STORED and tag not in touched)
 
 
-def untouched(script: Script) -> list[int]:
-    """Tags that the Basic Profile of PS3.15 would change and that the script does not name."""
-    touched = {row_tag(tag) for tag in script.touches()}
-    return sorted(tag for tag in attributes() if tag not in touched)
-
-
-def coverage(scripts: Sequence[Script], files: Path | Iterable[Path], planted: Collection[str] = (),
+def coverage(scripts: Sequence[Script], files: Iterable[Path], planted: Collection[str] = (),
              context: Callable[[], Context] | None = None) -> Coverage:
-    """Run scripts over files, or all files of a folder, and count what survives. Nothing is written.
+    """Run scripts over files and count what survives. Nothing is written.
 
     Besides the attributes of PS3.15 the identifiers of each original are searched in its result, and the ``planted``
     texts, which are known to be in the data. What is no DICOM file counts as a failure. Raises ``OSError``.
     """
-    if isinstance(files, Path):
-        files = sorted(path for path in files.rglob("*") if path.is_file())
     make = context or (lambda: Context(UIDs(b"coverage", "")))
     counts = Counter[str]()
     present, survived, leaks = Counter[int](), Counter[int](), Counter[tuple[str, int]]()
@@ -159,19 +148,22 @@ def coverage(scripts: Sequence[Script], files: Path | Iterable[Path], planted: C
                 script.apply(after, one)
             result = File.parse(b"".join(after.encode()))
             _count(before.dataset, result.dataset, present, survived)
-            found = residue.search(result.dataset, residue.identifiers(before.dataset))
+            labels = [label for label in (one.project, one.subject, one.session) if label]
+            found = residue.search(result.dataset, residue.identifiers(before.dataset, (), labels))
             leaks.update({(_any_item(leak.path), leak.source) for leak in found})
             places.update(index for index, text in enumerate(planted) if _holds(result.dataset, text))
         except Rejected:
             counts["rejected"] += 1
         except (Failed, Broken) as error:
             failures.append((str(path), str(error)))
+        except (MemoryError, RecursionError):
+            failures.append((str(path), "too large, or nested too deeply"))
         else:
             counts["done"] += 1
     table = attributes()
     return Coverage(
         counts["files"], counts["done"], counts["rejected"], failures,
-        [Survival(tag, _keyword(tag), table[tag].basic, present[tag], survived[tag]) for tag in sorted(present) if tag],
+        [Survival(tag, keyword(tag), table[tag].basic, present[tag], survived[tag]) for tag in sorted(present) if tag],
         [Leak(path, source, number) for (path, source), number in sorted(leaks.items())],
         Survival(0, "private attributes", "X", present[0], survived[0]),
         [places[index] for index in range(len(planted))])
@@ -218,5 +210,6 @@ def _any_item(path: str) -> str:
     return "/".join(part.partition("[")[0] for part in path.split("/"))
 
 
-def _keyword(tag: int) -> str:
+def keyword(tag: int) -> str:
+    """The keyword of a row of the table, or its tag as text."""
     return _REPEATING.get(tag) or keyword_for_tag(tag) or residue.path_text((), tag)

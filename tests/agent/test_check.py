@@ -176,6 +176,16 @@ def test_what_is_valid_and_hardly_meant(configure: Callable[..., Config], change
     assert words in wrong(configure(**change))
 
 
+def test_a_script_that_will_fail(configure: Callable[..., Config], tmp_path: Path) -> None:
+    """It can be read, so only running it would tell."""
+    script = tmp_path / "p1.das"
+    script.write_text('version "6.6"\n(0010,0010) := subject\n(0010,0020) := nosuch[]\n', encoding="utf-8")
+    config = configure(route=[{"name": "all", "destinations": ["central"], "scripts": [str(script)]}])
+    assert "route all: p1.das line 3: there is no function nosuch" in wrong(config)
+    script.write_text('version "6.6"\n(0010,0010) := subject\n', encoding="utf-8")
+    assert wrong(config) == ""
+
+
 def test_no_destination(configure: Callable[..., Config]) -> None:
     config = configure().model_copy(update={"destination": (), "route": ()})
     assert "there is no destination" in wrong(config)

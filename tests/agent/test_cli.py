@@ -183,10 +183,11 @@ def test_decisions_are_written_with_the_persons_name(busy: Shell, monkeypatch: p
     assert busy("assign", 1, "--project", "P9") == 0 and "will be routed again" in busy.out
     assert busy("reject", 1, "--reason", "not ours") == 0
     assert busy("retry", 1) == 0
+    assert busy("reject", 1, "--reason", " ") == 1 and "say why" in busy.err
     assert busy("retry", 4, "--quarantined") == 0
     history = busy.json("show", 1)["history"]
     assert [row["what"] for row in history][-3:] == [
-        "complete: assigned project", "rejected: rejected", "complete: to be routed again"]
+        "complete: assigned project", "rejected: not ours", "complete: to be routed again"]
     assert [row["actor"] for row in history][-3:] == ["jane"] * 3
 
 

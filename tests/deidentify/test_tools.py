@@ -8,8 +8,7 @@ import json
 import pytest
 
 from relay_agent.dataset import PIXELS
-from relay_agent.deidentify import profile, tools
-from relay_agent.deidentify.profile.table import attributes
+from relay_agent.deidentify import ctp, dicomedit, profile, tools
 from relay_agent.deidentify.script import Context, Failed, Finding, Rejected
 from relay_agent.deidentify.uids import UIDs
 from relay_agent.instance import File
@@ -82,17 +81,21 @@ def test_difference_of_odd_values():
     assert shown["(0008,1140)"] == "2 items" and shown["(0008,1140)[1]/(0008,1155)"] == "1.2.3"
 
 
-def test_check():
-    found = tools.check(Stub(0x00100010, 0x00100020, 0x60020022))
-    assert found[0] == Finding("first", 3, True)
-    (group,) = [finding.text for finding in found if "group 0010" in finding.text]
-    assert "PatientBirthDate" in group and "PatientName," not in group and "PS3.15 2026d" in group
-    left = tools.untouched(Stub(0x00100010, 0x60020022))
+def test_what_no_script_touches():
+    left = tools.untouched([Stub(0x00100010), Stub(0x60020022)])
     assert 0x00100020 in left and 0x00100010 not in left and 0x60003000 not in left
-    assert len(left) == len(attributes()) - 2
-    assert tools.check(profile.parse("ps3.15", "x")) == []
-    kept = tools.untouched(profile.parse("ps3.15 retain-institution-identity", "x"))
+    assert 0x00020003 not in left and min(left) >> 16 == 0x0008  # File Meta is written anew
+    assert tools.untouched([Stub(), profile.parse("ps3.15", "x")]) == []
+    kept = tools.untouched([profile.parse("ps3.15 retain-institution-identity", "x")])
     assert 0x00080080 in kept and len(kept) == 10
+
+
+def test_what_scripts_touch_unnamed():
+    swept = ctp.parse('<script><k en="T" t="0010">x</k><r en="T" t="unspecifiedelements">x</r></script>', "a.script")
+    left = tools.untouched([swept])
+    assert 0x00100010 in left and 0x00080050 not in left and 0x00400275 not in left
+    wild = dicomedit.parse('version "6.6"\n-(0008,XXXX)\n', "site.das")
+    assert 0x00080050 not in tools.untouched([wild]) and 0x00100010 in tools.untouched([wild])
 
 
 @pytest.fixture
@@ -105,7 +108,8 @@ def folder(tmp_path):
 
 def test_coverage_of_a_poor_script(folder):
     (folder / "notes.txt").write_text("no DICOM")
-    report = tools.coverage([Stub(0x00100010, 0x00100030)], folder, ["Smitherson", "Lookout", "nowhere"])
+    report = tools.coverage([Stub(0x00100010, 0x00100030)], sorted(folder.iterdir()),
+                            ["Smitherson", "Lookout", "nowhere"])
     assert (report.files, report.done, report.rejected) == (4, 3, 0)
     assert report.failures[0][0].endswith("notes.txt") and len(report.failures) == 1
     left = {one.keyword: one for one in report.attributes}
@@ -129,7 +133,7 @@ def test_coverage_of_the_profile(folder):
     assert {one.survived for one in report.attributes} == {0}
     assert (report.private.present, report.private.survived) == (3, 0)
     assert report.planted == [0] * 5
-    options = tools.coverage([profile.parse("ps3.15 retain-uids", "x")], folder)
+    options = tools.coverage([profile.parse("ps3.15 retain-uids", "x")], sorted(folder.iterdir()))
     assert {one.keyword for one in options.attributes if one.survived} == {
         "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID", "ReferencedImageSequence",
         "ReferencedSOPInstanceUID"}
@@ -142,7 +146,7 @@ def test_coverage_counts_what_ends_otherwise(folder):
         contexts.append(Context(UIDs(b"k", "P")))
         return contexts[-1]
 
-    report = tools.coverage([Stub(reject=".1"), Stub(fail=".2")], folder, context=context)
+    report = tools.coverage([Stub(reject=".1"), Stub(fail=".2")], sorted(folder.iterdir()), context=context)
     assert (report.files, report.done, report.rejected) == (3, 1, 1)
     assert report.failures == [(str(folder / "2.dcm"), "stub line 2: (0008,0018) cannot be done")]
     assert len(contexts) == 3

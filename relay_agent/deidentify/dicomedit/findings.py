@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 from relay_agent.deidentify.dicomedit import nodes, syntax
 from relay_agent.deidentify.dicomedit.arguments import full_match
@@ -11,6 +11,7 @@ from relay_agent.deidentify.dicomedit.changes import CHANGES
 from relay_agent.deidentify.dicomedit.errors import Cannot
 from relay_agent.deidentify.dicomedit.functions import FUNCTIONS
 from relay_agent.deidentify.dicomedit.paths import Path, Step
+from relay_agent.deidentify.profile.table import attributes
 from relay_agent.deidentify.script import Finding
 
 _ARGUMENTS = {  # at least, at most
@@ -50,7 +51,10 @@ def _path(value: nodes.Value) -> Path | None:
 
 
 def touches(statements: tuple[nodes.Statement, ...]) -> set[int]:
-    """Public tags named where they are assigned, deleted, or given to a function that changes them."""
+    """Public tags named where they are assigned, deleted, or given to a function that changes them.
+
+    Of those that match a wildcard, the ones in the table of PS3.15.
+    """
     paths: list[Path | None] = []
     for statement in nodes.walk(statements):
         match statement:
@@ -62,8 +66,10 @@ def touches(statements: tuple[nodes.Statement, ...]) -> set[int]:
             for value in nodes.inner(outer):
                 if isinstance(value, nodes.Call) and value.name in CHANGES:
                     paths += [_path(part) for argument in value.arguments for part in nodes.inner(argument)]
-    steps = [path.steps[-1] for path in paths if path is not None]
-    return {step.tag for step in steps if isinstance(step, Step) and step.creator is None and not step.open}
+    steps = [step for path in paths if path is not None and isinstance(step := path.steps[-1], Step)
+             and step.creator is None]
+    return {step.tag for step in steps if not step.open} | {
+        tag for step in steps if step.open for tag in attributes() if tag & step.mask == step.bits}
 
 
 def _whole(statements: tuple[nodes.Statement, ...]) -> Iterator[Finding]:
@@ -72,16 +78,52 @@ def _whole(statements: tuple[nodes.Statement, ...]) -> Iterator[Finding]:
         yield Finding("there is no version line: XNAT takes this for a DicomEdit 4 script", 1)
     elif versions[0] is not statements[0]:
         yield Finding("the version should be the first statement", versions[0].line)
+    yield from _unreachable(statements)
     for index, statement in enumerate(statements):
-        after = statements[index + 1:]
-        if isinstance(statement, nodes.Do) and statement.call.name == "reject" and not statement.call.arguments:
-            yield Finding("every object is rejected here" + (": what follows has no effect" if after else ""),
-                          statement.line)
-            return
         if isinstance(statement, nodes.Assign) and statement.path.simple is not None and not statement.existing:
-            line = _overwritten(statement.path, after)
+            line = _overwritten(statement.path, statements[index + 1:])
             if line:
                 yield Finding(f"this has no effect: line {line} overwrites it", statement.line)
+
+
+def _unreachable(block: tuple[nodes.Statement, ...]) -> Generator[Finding, None, bool]:
+    """What no object comes to; returns whether the block rejects every object."""
+    for index, statement in enumerate(block):
+        rejects = isinstance(statement, nodes.Do) and statement.call.name == "reject" and not statement.call.arguments
+        if isinstance(statement, nodes.If):
+            rejects = yield from _branches(statement)
+        if rejects:
+            after = ": what follows is unreachable" if index + 1 < len(block) else ""
+            yield Finding(f"every object that comes here is rejected{after}", statement.line)
+            return True
+    return False
+
+
+def _branches(statement: nodes.If) -> Generator[Finding, None, bool]:
+    """The same for the branches of a condition."""
+    before: list[nodes.Condition] = []
+    rejects = []
+    for condition, block in statement.branches:
+        line = block[0].line if block else statement.line
+        known = True if condition is None else False if condition in before else _known(condition)
+        if True in map(_known, before) or known is False:
+            yield Finding("this is unreachable: its condition, or one before it, is always the same", line)
+        else:
+            rejects.append((yield from _unreachable(block)))
+        if condition is None:
+            return all(rejects)
+        before.append(condition)
+    return False
+
+
+def _known(condition: nodes.Condition) -> bool | None:
+    """What a condition is for every object, None when that depends."""
+    match condition:
+        case nodes.Call(name="true" | "false", arguments=()):
+            return condition.name == "true"
+        case nodes.Compare(left=nodes.Text(text=left), operator="=" | "!=" as operator, right=nodes.Text(text=right)):
+            return (left == right) is (operator == "=")
+    return None
 
 
 def _overwritten(path: Path, after: tuple[nodes.Statement, ...]) -> int:
@@ -122,9 +164,9 @@ def _statement(statement: nodes.Statement) -> Iterator[Finding]:  # noqa: PLR091
             yield Finding("echo needs a value" if value is None else "echo has no effect here", line, value is None)
         case nodes.Assign(path=path, existing=False) if not path.single:
             yield Finding("this path can mean several attributes, or an item: := fails, ?= and - do not", line, True)
-        case nodes.Assign(path=path, value=value, existing=existing) if _may_be_nothing(value):
+        case nodes.Assign(value=value, existing=existing) if _may_be_nothing(value):
             effect = "is blanked" if existing else "stays as it is"
-            yield Finding(f"where the right side finds nothing, {path} {effect}", line)
+            yield Finding(f"where the right side finds nothing, the attribute {effect}", line)
         case nodes.If(branches=branches):
             for condition, _ in branches:
                 if isinstance(condition, nodes.Compare) and condition.operator.endswith("~"):
