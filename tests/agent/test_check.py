@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import http.server
 import os
+import re
 import socket
 import socketserver
 import ssl
@@ -224,7 +225,7 @@ def test_a_slow_sync(configure: Callable[..., Config], monkeypatch: pytest.Monke
         time.sleep(0.025)
 
     monkeypatch.setattr(os, "fsync", sync)
-    assert wrong(config).count("a sync takes 25.") == 2
+    assert len(re.findall(r"a sync takes (2[5-9]|[3-9]\d|\d{3,})\.", wrong(config))) == 2
     assert {Path(name).parent for name in names} == {config.data, config.spool}
     # What looks through the spool must take a probe for a file that is being written.
     assert all(Path(name).name.startswith(f"{PARTIAL}{os.getpid()}-") for name in names)

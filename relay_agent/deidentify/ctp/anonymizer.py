@@ -16,7 +16,7 @@ from relay_agent.deidentify.ctp.compiler import Compiled, Rule, compiled
 from relay_agent.deidentify.ctp.element import resolve
 from relay_agent.deidentify.ctp.safe import SAFE
 from relay_agent.deidentify.ctp.state import Level, State
-from relay_agent.deidentify.profile.table import attributes
+from relay_agent.deidentify.profile.table import CURVES, attributes
 from relay_agent.deidentify.script import Context, Failed, Finding
 from relay_agent.instance import File
 
@@ -57,7 +57,9 @@ class Anonymizer:
     def touches(self) -> set[int]:
         """Public tags that the script names; of those that it removes unnamed, the ones in the table of PS3.15."""
         named = {rule.key for rule in self._script.rules if isinstance(rule.key, int) and not rule.key >> 16 & 1}
-        return named | {tag for tag in attributes() if self._unwanted(Level(Dataset()), tag, unnamed=True)}
+        # The row of all curves, (50xx,xxxx), is no element; any other of its group stands for it.
+        return named | {tag for tag in attributes()
+                        if self._unwanted(Level(Dataset()), tag | 0x10 if tag == CURVES else tag, unnamed=True)}
 
     def apply(self, file: File, context: Context) -> None:
         """Change the object. Raises :class:`Failed`, :class:`Rejected`."""
