@@ -119,7 +119,9 @@ def _instances(ledger: Ledger) -> Iterator[Condition]:
 
 def _waiting(ledger: Ledger, limits: Alert, now: float) -> Iterator[Condition]:
     for state, name, what, verbs in ((State.HELD, "held", "held", "assign, retry or reject"),
-                                     (State.REVIEW, "review", "waiting for review", "release or reject")):
+                                     (State.REVIEW, "review", "waiting for review", "release or reject"),
+                                     (State.DEIDENTIFY, "not de-identified", "not de-identified (see the log of the "
+                                      "service)", "reject")):
         rows = ledger.all("SELECT id, changed FROM shipment WHERE state = ? AND changed < ? ORDER BY changed", state,
                           now - limits.held)
         if rows:

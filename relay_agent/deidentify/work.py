@@ -206,6 +206,7 @@ class Deidentifier:
                 future.cancel()
             wait(pending)
         sync_file_system(folder)
+        self._ledger.settle()  # the box's key and running numbers must never be other ones than in what is shipped
         return refusals
 
     def _keep(self, shipment: int, results: Sequence[Made]) -> None:

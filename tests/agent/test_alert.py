@@ -245,7 +245,8 @@ def test_conflict_lasts_until_the_files_are_purged(config: Config, ledger: Ledge
     assert found(config, ledger, spool) == {}
 
 
-@pytest.mark.parametrize(("state", "name"), [(State.HELD, "held"), (State.REVIEW, "review")])
+@pytest.mark.parametrize(("state", "name"), [(State.HELD, "held"), (State.REVIEW, "review"),
+                                             (State.DEIDENTIFY, "not de-identified")])
 def test_sessions_that_wait_for_a_person(config: Config, ledger: Ledger, spool: Spool, fill: Filler, state: State,
                                          name: str) -> None:
     fill.shipment(state, NOW - DAY + 5, reason="PLANTEDR")

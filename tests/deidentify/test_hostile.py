@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 import signal
 import sqlite3
 import struct
@@ -11,6 +12,7 @@ import sys
 import threading
 import zlib
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
 from datetime import datetime
 from pathlib import Path
 
@@ -348,3 +350,12 @@ def test_retrying_does_not_get_a_set_past_that_would_overwrite_itself(box: Box, 
     again(box)
     work_all(box)
     assert box.state() == State.READY
+
+
+def test_a_power_cut_does_not_take_the_key_of_what_may_have_been_sent(box: Box, tmp_path: Path) -> None:
+    """It takes the ledger's write-ahead log; another key would give what was sent already other UIDs."""
+    work_all(box)
+    shutil.copy(box.ledger.path, tmp_path / "after.db")
+    with closing(sqlite3.connect(tmp_path / "after.db")) as after:
+        left = after.execute("SELECT value FROM secret").fetchall()
+    assert [bytes(row["value"]) for row in box.ledger.all("SELECT value FROM secret")] == [row[0] for row in left]
