@@ -5,7 +5,7 @@ result: all levels, private elements, text in any character set, and binary valu
 original was stored). A find quarantines the shipment; :mod:`relay_agent.deidentify.forms` says what counts as one and
 what is too common to. What lies within a label that the project assigned is none.
 
-Not found is what is compressed (PDF streams), drawn in pixels, or misspelt.
+Not found is what is compressed (PDF streams), drawn in pixels, misspelt, or in a binary value of more than 1 MiB.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from relay_agent import charset
-from relay_agent.dataset import TEXT, Dataset, Element, Where, show, vr_of
+from relay_agent.dataset import PIXELS, TEXT, Dataset, Element, Where, show, vr_of
 from relay_agent.deidentify.forms import fold, forms, squeeze, squeezed, stored_forms
 
 PATIENT = frozenset({  # what is searched by default; the project may name more
@@ -167,7 +167,7 @@ def search(dataset: Dataset, identifiers: Identifiers, kept: Collection[int] = (
     """
     if kept:
         identifiers = identifiers.but(kept)
-    values = []
+    values = [_behind_pixels(dataset)]
     for item, element in _levels(dataset):
         if element.tag not in kept and searched(element):
             value = element.value
@@ -189,6 +189,21 @@ def _thorough(dataset: Dataset, identifiers: Identifiers, kept: Collection[int])
         source = _in_element(item, element, identifiers)
         if source is not None:
             yield Residue(path_text(where, element.tag), element.tag, source)
+    source = identifiers.in_bytes(_behind_pixels(dataset))
+    if source is not None:
+        yield Residue(f"{show(PIXELS)} behind its pixels", PIXELS, source)
+
+
+def _behind_pixels(data: Dataset) -> bytes:
+    """What native Pixel Data holds beyond the pixels that its header tells of."""
+    element, frames = data.get(PIXELS), data.get(0x00280008)
+    count = (frames.value.strip(b" \0") if frames is not None else b"") or b"1"
+    if element is None or element.fragments or not count.isdigit():
+        return b""
+    bits = int(count[:12])
+    for tag, default in ((0x00280010, 0), (0x00280011, 0), (0x00280100, 0), (0x00280002, 1)):
+        bits *= int((data.numbers(tag) or (default,))[0])
+    return bytes(element.view[(bits + 7) // 8:][:BINARY_LIMIT]) if bits else b""
 
 
 def _in_element(item: Dataset, element: Element, identifiers: Identifiers) -> int | None:

@@ -80,6 +80,9 @@ HIDDEN = {
     "in the fragments of a value that is no image": (
         0x00189005, struct.pack("<HH2sHI", 0x0018, 0x9005, b"OB", 0, 0xFFFFFFFF) + item(NAME) + END),
     "as text beside the pixels": (PIXELS, element(0x7FE00099, "LO", NAME)),
+    "behind the pixels": (PIXELS, b"".join((
+        element(0x00280002, "US", b"\1\0"), element(0x00280010, "US", b"\4\0"), element(0x00280011, "US", b"\4\0"),
+        element(0x00280100, "US", b"\x10\0"), element(PIXELS, "OW", bytes(32) + NAME)))),
     "as UTF-16 in a text": (0x00204000, element(0x00204000, "LT", "Planted".encode("utf-16-le"))),
 }
 
