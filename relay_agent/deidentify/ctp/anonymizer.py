@@ -57,7 +57,8 @@ class Anonymizer:
     def touches(self) -> set[int]:
         """Public tags that the script names; of those that it removes unnamed, the ones in the table of PS3.15."""
         named = {rule.key for rule in self._script.rules if isinstance(rule.key, int) and not rule.key >> 16 & 1}
-        return named | {tag for tag in attributes() if self._unwanted(Level(Dataset()), tag, unnamed=True)}
+        level = Level(Dataset())  # 0x5: the row of the curves is a whole group, its own tag that of a group length
+        return named | {tag for tag in attributes() if self._unwanted(level, tag if tag & 0xFFFF else tag | 5, True)}
 
     def apply(self, file: File, context: Context) -> None:
         """Change the object. Raises :class:`Failed`, :class:`Rejected`."""
