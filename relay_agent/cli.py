@@ -107,6 +107,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--limit", type=int, default=100, help="at most so many, newest first (default: %(default)s)")
     sub = command("show", _show, "show a shipment: series, deliveries, conflicts, history", "show 12", prints=True)
     sub.add_argument("shipment", type=int)
+    sub.add_argument("--changes", action="store_true", help="also what the scripts change, as 'review show' does")
     sub = command("assign", _assign, "give a held shipment labels or a route by hand",
                   "assign 12 --project P1 --subject S1 --session S1_MR1")
     sub.add_argument("shipment", type=int)
@@ -232,14 +233,17 @@ def _list(options: argparse.Namespace) -> int:
 
 
 def _show(options: argparse.Namespace) -> int:
-    _, ledger = open_ledger(options)
+    settings, ledger = open_ledger(options)
     found = report.shipment(ledger, options.shipment)
     if found is None:
         raise review.Refused(f"there is no shipment {options.shipment}; see relay-agent list")
+    changes = preview.changes(settings, ledger, options.shipment) if options.changes else None
     if options.json:
-        print_json(found)
-    else:
-        report.print_shipment(report.console(), found)
+        print_json(found | (cli_review.with_count(changes) if changes is not None else {}))
+        return DONE
+    report.print_shipment(report.console(), found)
+    if changes is not None:
+        cli_review.print_changes(report.console(), changes)
     return DONE
 
 

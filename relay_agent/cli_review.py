@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
 from rich.markup import escape
 
 from relay_agent import preview, report, review
@@ -71,9 +72,8 @@ def _show(options: argparse.Namespace) -> int:
     if options.thumbnails:
         pictures = preview.thumbnails(settings, ledger, number, identified=identified)
         _write_thumbnails(options.thumbnails, found, pictures)
-    private = sum(row["private"] for row in changes or ())
     if options.json:
-        print_json(found | ({"changes": changes, "private_changes": private} if changes is not None else {}))
+        print_json(found | (with_count(changes) if changes is not None else {}))
         return DONE
     console = report.console()
     for key in ("shipment", "state", "reason", "route", "project", "subject", "session", "accession", "auto_archive",
@@ -88,14 +88,24 @@ def _show(options: argparse.Namespace) -> int:
         console.print(f"{'pixel risk':>13}: {kind}, {count} instances")
     report.print_rows(console, found["series"], "no series", "\nseries")
     if changes is not None:
-        shown = ("before", "after") if identified else ("after",)
-        report.print_rows(console, [
-            {key: row[key] for key in ("number", "path", "keyword", "rule")}
-            | {key: report.told(row[key]) for key in shown if "refused" not in row}
-            | ({"refused": row["refused"]} if "refused" in row else {}) for row in changes if not row["private"]],
-            "the scripts change nothing", "\nchanges")
-        console.print(f"and {private} private elements")
+        print_changes(console, changes, identified=identified)
     return DONE
+
+
+def with_count(changes: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What the scripts change, for JSON: private elements are among the changes, and counted."""
+    return {"changes": changes, "private_changes": sum(row["private"] for row in changes)}
+
+
+def print_changes(console: Console, changes: Sequence[dict[str, Any]], *, identified: bool = False) -> None:
+    """What the scripts change, as a page."""
+    shown = ("before", "after") if identified else ("after",)
+    report.print_rows(console, [
+        {key: row[key] for key in ("number", "path", "keyword", "rule")}
+        | {key: report.told(row[key]) for key in shown if "refused" not in row}
+        | ({"refused": row["refused"]} if "refused" in row else {}) for row in changes if not row["private"]],
+        "the scripts change nothing", "\nchanges")
+    console.print(f"and {sum(row['private'] for row in changes)} private elements")
 
 
 def _write_thumbnails(folder: Path, found: dict[str, Any], pictures: Iterable[tuple[str, str, bytes | str]]) -> None:

@@ -108,6 +108,8 @@ def test_review_shows_what_will_leave_and_releases_just_that(pair: Pair, tmp_pat
     changed = {change["path"]: change for change in found["changes"]}
     assert changed["(0010,0010)"]["after"] == "S1" and "site.das" in changed["(0010,0010)"]["rule"]
     assert changed["(0010,4000)"]["after"] is None and "p1.das" in changed["(0010,4000)"]["rule"]
+    assert box.json("show", "1", "--changes")["changes"] == found["changes"]
+    assert "(absent)" in box.cli("show", "1", "--changes").stdout
     assert box.cli("review", "show", "1", "--identified").returncode == 1
     assert box.cli("review", "release", "1", "--digest", "0" * 64).returncode == 1
     assert box.cli("review", "release", "1", "--digest", found["digest"]).returncode == 0
