@@ -125,7 +125,8 @@ def _run(recipe: Recipe, source: Path, target: Path, strict: bool) -> int:
     except (MemoryError, RecursionError) as error:
         return _error(f"{file}: too large, or nested too deeply ({type(error).__name__})")
     except OSError as error:
-        return _error(f"{target if str(work) in str(error.filename) else error.filename}: {error.strerror}")
+        name = error.filename  # None when the disk is full
+        return _error(f"{name if name and str(work) not in str(name) else target}: {error.strerror}")
     finally:
         shutil.rmtree(work, ignore_errors=True)
         with suppress(OSError):

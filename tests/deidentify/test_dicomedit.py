@@ -140,6 +140,7 @@ def test_a_parse_error_says_where_and_what_was_expected(text, line, column, expe
     ('version "6.6"\nshiftDateTimeSequenceByIncrement[1, (0008,0020)]', "paths in double quotes", True),
     ('version "6.6"\nhashUIDList["(0008,0018"]', "takes paths", True),
     ('version "6.6"\n-+/*/(0010,0010)', "cannot stand together", True),
+    ('version "6.6"\n(0010,0010) := lookup["a", "b"]', "no lookup table", False),
     ('version "6.6"\necho', "echo needs a value", True),
     ('version "6.6"\ndelete["(0008,0080)", "(0008,0081)"]', "does not take 2", True),
 ])

@@ -55,7 +55,7 @@ class DicomEdit:
 
     def findings(self) -> list[Finding]:
         """What the author should know."""
-        return findings.findings(self._statements)
+        return findings.findings(self._statements, bool(self._lookup))
 
     def touches(self) -> set[int]:
         """The public tags that the script assigns, deletes or passes to a function that changes them."""

@@ -36,11 +36,15 @@ _REMARKS = {
 }
 
 
-def findings(statements: tuple[nodes.Statement, ...]) -> list[Finding]:
-    """The findings in the order of the lines."""
+def findings(statements: tuple[nodes.Statement, ...], table: bool) -> list[Finding]:
+    """The findings in the order of the lines; ``table`` when there is a lookup table with something in it."""
     found = [*_whole(statements), *_variables(statements)]
     for statement in nodes.walk(statements):
         found += _statement(statement)
+        if not table and any(isinstance(value, nodes.Call) and value.name == "lookup"
+                             for outer in nodes.values(statement) for value in nodes.inner(outer)):
+            found.append(Finding("there is no lookup table, or none with valid lines: lookup finds nothing",
+                                 statement.line))
     return sorted(dict.fromkeys(found), key=lambda finding: finding.line)
 
 
