@@ -199,6 +199,7 @@ class Route(_Table):
     headers: dict[Tag, Annotated[str, AfterValidator(_template)]] = Field(default_factory=dict, description="Set after the scripts: texts with {project}, {subject}, {session} and {accession} as identification or a reviewer gave them.", examples=[{"0008,0050": "{accession}", "0008,1030": "{project}", "0010,0010": "{subject}", "0010,0020": "{session}"}])
     identifiers: tuple[Tag, ...] = Field((), description="More elements whose original values must not be left anywhere in the result; name, IDs, birth date and accession number always are.", examples=[["0008,0080"]])
     keep: tuple[Tag, ...] = Field((), description="Elements in which original values may stay.", examples=[["0010,0030"]])
+    patient_labels_allowed: bool = Field(False, description="Subject and session labels may be Patient's Name and Patient ID as received, where neither rules nor comments give others. Otherwise a de-identified session with such labels waits for a person.")
     pixel_risks_allowed: tuple[Risk, ...] = Field((), description=f"Kinds of objects that go on without a look at their pixels: {', '.join(Risk)}.", examples=[["ultrasound"]])
 
 

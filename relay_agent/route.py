@@ -108,17 +108,20 @@ def _prepared(config: Config, ledger: Ledger, row: sqlite3.Row, found: Identity,
                                  "session": found.session, "route": route.name,
                                  "recipe": row["recipe"] if recipe is not None else None})
     if row["approved"] != digest:
-        why = _why_review(ledger, row["id"], route, recipe is not None, bool(row["approved"]))
+        why = _why_review(ledger, row["id"], route, recipe is not None, found, bool(row["approved"]))
         if why:
             return Decision(State.REVIEW, why, found, route, recipe is not None)
     return Decision(State.READY, f"route {route.name} to {', '.join(route.destinations)}", found, route,
                     recipe is not None, digest if row["approved"] == digest else None)
 
 
-def _why_review(ledger: Ledger, shipment: int, route: Route, made: bool, lapsed: bool) -> str:
+def _why_review(ledger: Ledger, shipment: int, route: Route, made: bool, found: Identity, lapsed: bool) -> str:
     """Why a person has to look at it first; empty when nobody has to."""
     reasons = [f"route {route.name} asks for review"] if route.review else []
     if made:
+        named = [name for name in _LABELS if found.sources.get(name, "").startswith("fallback (0010,")]
+        if named and not route.patient_labels_allowed:  # the label leaves, whatever the scripts do to the header
+            reasons.append(f"what is in the patient's data became the label of the {' and the '.join(named)}")
         rows = ledger.all("SELECT risks, count(*) AS n FROM made WHERE shipment = ? AND risks <> '[]' GROUP BY risks",
                           shipment)
         counts: Counter[str] = Counter()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import resource
 import sqlite3
 import traceback
 from collections.abc import Sequence
@@ -25,6 +26,7 @@ from relay_agent.instance import File
 from relay_agent.ledger import Ledger
 
 _LABELS = "labels into headers"
+_PATIENCE = 900  # seconds of CPU for one instance: a decoder that never ends takes its process with it
 _RESIDUE = "search for residues"
 
 
@@ -70,7 +72,13 @@ class Refusal:
 def make_all(recipe: Recipe, key: bytes, ledger: Path, now: datetime, tasks: Sequence[Task]) -> list[Made | Refusal]:
     """Make several instances, one after the other, in this process."""
     numbers = Numbers(ledger, key)
-    return [make(recipe, key, numbers, now, task) for task in tasks]
+    results: list[Made | Refusal] = []
+    for task in tasks:
+        _, most = resource.getrlimit(resource.RLIMIT_CPU)
+        used = resource.getrusage(resource.RUSAGE_SELF)
+        resource.setrlimit(resource.RLIMIT_CPU, (int(used.ru_utime + used.ru_stime) + _PATIENCE, most))
+        results.append(make(recipe, key, numbers, now, task))
+    return results
 
 
 def make(recipe: Recipe, key: bytes, numbers: Numbers, now: datetime, task: Task) -> Made | Refusal:

@@ -222,6 +222,25 @@ def test_a_project_may_let_a_kind_of_object_pass(pair: Pair, tmp_path: Path) -> 
     box.wait(Stop.VERIFIED)
 
 
+def test_a_name_that_would_leave_as_a_label_waits_for_a_person(pair: Pair, tmp_path: Path) -> None:
+    route, more = scripts(tmp_path / "scripts")
+    box, central = pair(route=route, more=more)
+    box.take(images(2, comments="Project:P1"))
+    row = box.wait_shipment(State.REVIEW)
+    assert row["reason"] == "what is in the patient's data became the label of the subject and the session"
+    assert len(central.requests) == 0
+    assert box.cli("assign", "1", "--subject", "S7", "--session", "S7_MR2").returncode == 0
+    box.wait(Stop.VERIFIED)
+    assert len(archived_files(central, "S7_MR2")) == 2
+
+
+def test_a_route_may_say_that_the_patients_name_is_a_study_code(pair: Pair, tmp_path: Path) -> None:
+    route, more = scripts(tmp_path / "scripts")
+    box, _ = pair(route=route | {"patient_labels_allowed": True}, more=more)
+    box.take(images(2, comments="Project:P1"))
+    box.wait(Stop.VERIFIED)
+
+
 def test_a_script_that_is_wrong_holds_with_line_and_column(pair: Pair, tmp_path: Path) -> None:
     route, more = scripts(tmp_path / "scripts", PROJECT + "(0010,0010) :=\n")
     box, central = pair(route=route, more=more)
