@@ -14,9 +14,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 FRAME, PLANNED, PATIENT, SERIAL, SERIES = 100, 60, 20, 10, 40
-ENOUGH = PLANNED  # a session that scores less shares no UID with the raw data
-WORTH_SHOWING = SERIAL + PATIENT
-CLEAR = 40  # a winner is that far ahead
+WORTH_SHOWING = SERIAL + PATIENT  # without a UID in common it is never matched
+CLEAR = 40  # a winner is that far ahead, and no other shares a kind of UID that it does not
 FRAME_EQUAL, ON_ITS_IMAGES = "frame of reference", "planned on its images"
 BY_NAME_AND_TIME, BY_NAME_BEFORE = "series by name and time", "series by name, nearest before"
 _DAY = 86_400.0
@@ -100,14 +99,14 @@ def match(raw: Raw, sessions: Iterable[Session], offset: float = 0.0) -> Match:
     found.sort(key=lambda one: (-one.score, one.session))
     if not found:
         return Match(State.UNMATCHED)
-    best = found[0]
-    clear = len(found) == 1 or best.score - found[1].score >= CLEAR
-    state = State.MATCHED if clear and _shares_uid(best) else State.AMBIGUOUS
-    return Match(state, tuple(found))
+    best, *others = found
+    shared = _shared_uids(best)
+    clear = shared and all(best.score - one.score >= CLEAR and _shared_uids(one) <= shared for one in others)
+    return Match(State.MATCHED if clear else State.AMBIGUOUS, tuple(found))
 
 
-def _shares_uid(one: Candidate) -> bool:
-    return bool({FRAME_EQUAL, ON_ITS_IMAGES}.intersection(one.reasons))
+def _shared_uids(one: Candidate) -> set[str]:
+    return {FRAME_EQUAL, ON_ITS_IMAGES}.intersection(one.reasons)
 
 
 def _candidate(raw: Raw, session: Session, offset: float) -> Candidate | None:
@@ -118,11 +117,12 @@ def _candidate(raw: Raw, session: Session, offset: float) -> Candidate | None:
               "patient ID": PATIENT * (raw.patient in session.patients),
               "serial number": SERIAL * (raw.serial in session.serials)}
     series, how = _series(raw, session.series, offset)
-    score = sum(points.values()) + SERIES * (how == BY_NAME_AND_TIME)
-    if score < WORTH_SHOWING:
+    score = sum(points.values())
+    if score < WORTH_SHOWING:  # the same protocol at the same time of another day says nothing
         return None
     reasons = [name for name, value in points.items() if value]
-    return Candidate(session.name, score, (*reasons, how) if how else tuple(reasons), series)
+    return Candidate(session.name, score + SERIES * (how == BY_NAME_AND_TIME), (*reasons, how) if how else
+                     tuple(reasons), series)
 
 
 def _contradict(ours: str, theirs: frozenset[str]) -> bool:

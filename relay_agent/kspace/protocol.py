@@ -21,7 +21,7 @@ _NUMBER = rb"[-+]?\d[\d.eE+-]*"
 _BODY = re.compile(rb'<[A-Za-z]+\."[^"]*">'  # a field within
                    rb'|<(?:' + _SETTINGS + rb')>\s*(?:"[^"]*"|' + _NUMBER + rb'|\{[^{}]*\})?'
                    rb'|<[A-Za-z]+>|""(?P<doubled>[^"\n]+)""|"(?P<text>[^"]*)"'
-                   rb'|(?P<number>' + _NUMBER + rb')|(?P<brace>[{}])')
+                   rb'|(?P<number>' + _NUMBER + rb')|(?P<brace>[{}])|(?P<other>\S)')
 _ASSIGNED = re.compile(rb'^[ \t]*(?:[\w\[\]]+\.)*([A-Za-z]\w*)(?:\[\d+\])?[ \t]*=[ \t]*'
                        rb'(?:""(?P<doubled>[^"\n]+)""|"(?P<text>[^"\n]*)"|(?P<number>' + _NUMBER + rb'))', re.MULTILINE)
 _LONGEST = 2**18  # of a body
@@ -66,6 +66,8 @@ def _body(text: bytes, start: int, label: str) -> Iterator[re.Match[bytes]]:
         raise Unreadable(f"the field {label} has no body")
     depth = 0
     for match in _BODY.finditer(text, start, start + _LONGEST):
+        if match.lastgroup == "other":
+            raise Unreadable(f"the field {label} holds what is neither quoted nor a number")
         if match.lastgroup != "brace":
             if match.lastgroup and match[match.lastgroup]:
                 yield match
@@ -88,15 +90,16 @@ def first(text: bytes, *labels: str) -> bytes:
 def version(by_name: dict[str, bytes]) -> str:
     """The scanner's software, as ``VB17``, ``VE11`` or ``XA30``; nothing where the header does not say.
 
-    The baseline of the measurement (``N4_VE11C_LATEST_20160120``) says it, or else DICOM's Software Versions
-    (``syngo MR E11``, ``syngo MR XA30``).
+    The baseline of the measurement (``N4_VE11C_LATEST_20160120``) says it, and DICOM's Software Versions
+    (``syngo MR E11``, ``syngo MR XA30``). Where they contradict each other it is both, which nobody knows.
     """
+    told = set()
     for name in ("MeasYaps", "Phoenix", "Meas"):
         found = _BASELINE.search(first(by_name.get(name, b""), "tMeasuredBaselineString", "tBaselineString"))
         if found:
-            return found[1].decode()
+            told.add(found[1].decode())
     for name in ("Dicom", "Meas"):
         found = _SYNGO.search(first(by_name.get(name, b""), "SoftwareVersions"))
         if found:
-            return found[1].decode() if found[1] else f"V{found[2].decode()}"
-    return ""
+            told.add(found[1].decode() if found[1] else f"V{found[2].decode()}")
+    return " and ".join(sorted(told))

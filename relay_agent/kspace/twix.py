@@ -171,7 +171,7 @@ def _header(file: int, one: Measurement, size: int) -> None:
         raise _Incomplete("it ends within the header")
     length, count = struct.unpack_from("<II", start)
     one.data = one.start + length
-    beyond = one.data > one.end and one.start < one.end <= size
+    beyond = one.declared and one.start < one.end <= size and one.data > one.end
     if length > _LARGEST_VD or not count or beyond:
         one.data = 0
         raise NotTwix("its header is larger than its measurement")
@@ -284,7 +284,7 @@ def check(path: Path, follower: Follower | None = None) -> Check:
 
 def _read(file: int, size: int, walk: _Walk | None, follower: Follower | None) -> str:
     sha256 = hashlib.sha256()
-    memory = bytearray(_CARRY + _CHUNK)
+    memory = bytearray(_CARRY + min(_CHUNK, size))
     view = memoryview(memory)
     position = 0
     while position < size:
