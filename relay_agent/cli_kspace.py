@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -112,7 +111,7 @@ def _scrub(options: argparse.Namespace) -> int:
             return _error(f"{options.target} exists already")
         key = options.key.read_bytes() if options.key else _TRIAL_KEY
         made = plan(options.source, UIDs(key, options.project), options.keep, VERSIONS.union(options.version),
-                    [os.fsencode(text) for text in options.known])
+                    options.known)
         done = scrub(options.source, made, work)
         work.rename(options.target)
     except NotTwix as error:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from relay_agent.kspace.twix import Measurement
 
 # Quoted text; VB doubles the quotes in ASCCONV. Labels look like quoted text and are none.
-TOKEN = re.compile(rb'(?P<label><[A-Za-z]+\."[^"]*">)|""(?P<doubled>[^"\n]+)""|"(?P<text>[^"]*)"')
+TOKEN = re.compile(rb'(?P<label><[A-Za-z]+(?:\."[^"]*")?>)|""(?P<doubled>[^"\n]+)""|"(?P<text>[^"]*)"')
 _LABEL = re.compile(rb'<Param[A-Za-z]*\."([^"\n]*)">\s*')
 _SETTINGS = rb"Visible|Precision|MinSize|MaxSize|Unit|Limit|LimitRange|Label|Comment|Tooltip|Class|Dll|Context|Repr"
 _NUMBER = rb"[-+]?\d[\d.eE+-]*"
@@ -24,6 +24,7 @@ _BODY = re.compile(rb'<[A-Za-z]+\."[^"]*">'  # a field within
                    rb'|(?P<number>' + _NUMBER + rb')|(?P<brace>[{}])|(?P<other>\S)')
 _ASSIGNED = re.compile(rb'^[ \t]*(?:[\w\[\]]+\.)*([A-Za-z]\w*)(?:\[\d+\])?[ \t]*=[ \t]*'
                        rb'(?:""(?P<doubled>[^"\n]+)""|"(?P<text>[^"\n]*)"|(?P<number>' + _NUMBER + rb'))', re.MULTILINE)
+_STRUCTURE = re.compile(rb'<[A-Za-z]+(?:\."[^"]*")?>|^[ \t]*[\w.\[\]]+(?=[ \t]*=)', re.MULTILINE)
 _LONGEST = 2**18  # of a body
 
 _BASELINE = re.compile(rb'(?:^|_|NX)(V[A-E]\d\d|XA\d\d)[A-Z]?(?:_|$)')
@@ -76,6 +77,11 @@ def _body(text: bytes, start: int, label: str) -> Iterator[re.Match[bytes]]:
         if not depth:
             return
     raise Unreadable(f"the field {label} does not end")
+
+
+def contents(text: bytes) -> bytes:
+    """The text without its labels: names of people are words of the format, too (Position, Sequence)."""
+    return _STRUCTURE.sub(b"\n", text)
 
 
 def first(text: bytes, *labels: str) -> bytes:

@@ -26,7 +26,7 @@ from pathlib import Path
 
 from relay_agent.deidentify.uids import UIDs
 from relay_agent.kspace import identity, protocol
-from relay_agent.kspace.identity import IN_PLACE, KEEPABLE, NUMBERS, SHORTEST_UID, UID, Needles
+from relay_agent.kspace.identity import IN_PLACE, KEEPABLE, SHORTEST_UID, UID, Needles
 from relay_agent.kspace.twix import BLOCK, Check, Layout, Verdict, check, layout
 
 # What the public tools anonymise. Only VE11 was tried here with files of real scanners.
@@ -73,7 +73,7 @@ class Scrubbed:
 
 
 def plan(path: Path, uids: UIDs, keep: Collection[str] = (), versions: Collection[str] = VERSIONS,
-         known: Iterable[bytes] = ()) -> Plan:
+         known: Iterable[str] = ()) -> Plan:
     """What must be written over a file.
 
     ``keep`` names kinds of fields that the project needs (:data:`identity.KEEPABLE`), ``known`` are values that DICOM
@@ -94,12 +94,13 @@ def plan(path: Path, uids: UIDs, keep: Collection[str] = (), versions: Collectio
 
 
 class _Planner:
-    def __init__(self, file: int, found: Layout, uids: UIDs, keep: frozenset[str], known: Iterable[bytes]) -> None:
+    def __init__(self, file: int, found: Layout, uids: UIDs, keep: frozenset[str], known: Iterable[str]) -> None:
         self._file, self._found, self._uids, self._keep = file, found, uids, keep
         self._patches: list[tuple[int, bytes]] = []
         self._report: Counter[tuple[str, str]] = Counter()
         self._old: set[bytes] = set()  # UIDs
-        self._values: set[bytes] = {form for value in known for form in identity.forms("name", value)}
+        self._values = {form for value in known for encoding in ("utf-8", "latin-1")
+                        for form in identity.forms("name", value.encode(encoding, "replace"))}
 
     def plan(self, versions: Collection[str]) -> Plan:
         seen = [self._collect(number) for number in range(len(self._found.measurements))]
@@ -170,7 +171,7 @@ class _Planner:
             old = text[value.start:value.end]
             if kind in self._keep or identity.is_blank(old) or _is_uid(old):
                 continue
-            new[value.start:value.end] = re.sub(rb"\d", b"0", old) if kind in NUMBERS else identity.blank(old)
+            new[value.start:value.end] = identity.blank(old)
             self._report[where, kind] += 1
         pieces, at = [], 0
         cleaned = bytes(new)
@@ -211,7 +212,7 @@ class _Planner:
 
     def _proved(self, text: bytes, where: str, needles: Needles) -> None:
         """Search the result once more: nothing of the original may be left."""
-        lower = text.lower()
+        lower = protocol.contents(text).lower()
         if any(len(needle) >= 8 and needle.lower() in lower for needle in needles.values) or self._holds(text, needles):
             raise Held(f"{where}: an identifying value of the original is left")
         if any(old in text for old in self._old):
