@@ -20,6 +20,7 @@ from typing import Protocol
 _TABLE, _ENTRY, _MOST = 8, 152, 64
 _SMALLEST, _LARGEST = 10_000, 5_000_000  # header of VB, bytes
 _LARGEST_VD = 2**24
+_FARTHEST = 2**62
 _XPROTOCOL = b"<XProtocol>"
 BLOCK = 512
 _CHUNK = 2**18  # stays in the cache of the core, so hashing does not wait for memory
@@ -135,7 +136,10 @@ def _multi(file: int, size: int, count: int) -> Layout:
     least = _TABLE + _ENTRY * count
     for number, at in enumerate(range(0, len(table) - 23, _ENTRY), 1):
         uid, _, offset, length = struct.unpack_from("<iIQQ", table, at)
-        if offset < least or offset % BLOCK:
+        if number > 1 and not offset and not length:
+            found.problem = found.problem or f"its writer never began measurement {number}"
+            break
+        if offset < least or offset % BLOCK or offset + length > _FARTHEST:
             raise NotTwix("its table of measurements points to nowhere")
         one = Measurement(uid, offset, offset + length, declared=bool(length))
         if not length:  # a fact that its writer puts there at the end

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 import pydicom
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage
 
 from relay_agent.kspace import facts
 from relay_agent.kspace.match import Raw, Series, Session, State, clock_offset, difference, match
+from relay_agent.kspace.protocol import Unreadable
 from relay_agent.kspace.twix import check
-from tests.kspace.synthetic import FRAME, PERSON, PLANNED, START, File, Person, Scan, build, written
+from tests.kspace.synthetic import FAMILIES, FRAME, PERSON, PLANNED, START, File, Person, Scan, build, written
 
 RAW = Raw(frozenset({"f"}), frozenset({"i1", "i2"}), "67890", "", "t1", 36_900.0, 2.3)
 T1 = Series("s4", 4, frozenset({"t1"}), 36_901.0)
@@ -135,6 +137,20 @@ def test_facts_of_files(family, tmp_path):
     assert result.state is State.MATCHED
     assert result.candidates[0].session == "1.2.3"
     assert [one.number for one in result.candidates[0].series] == [7, 8]
+
+
+@settings(max_examples=100, deadline=None)
+@given(data=st.data())
+def test_facts_of_damaged_files(data, tmp_path_factory):
+    content = bytearray(build(FAMILIES[data.draw(st.sampled_from(sorted(FAMILIES)))]))
+    for _ in range(3):
+        content[data.draw(st.integers(0, 17_000))] = data.draw(st.sampled_from(list(b'"{}<> \n9\xff')))
+    path = written(tmp_path_factory.getbasetemp(), bytes(content))
+    found = check(path)
+    if found.measurements:
+        with suppress(Unreadable):
+            facts.describe(path, found)
+            facts.raw(path, found)
 
 
 @pytest.mark.parametrize(("text", "value"), [("101500.25", 36_900.25), ("20240229101500", 36_900.0), ("", None),

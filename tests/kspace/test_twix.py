@@ -104,6 +104,15 @@ def test_a_length_of_zero_was_never_finished(scans, tmp_path):
     assert [one.readouts for one in found.measurements] == [scan.readouts for scan in scans]  # and all of it is there
 
 
+def test_a_measurement_that_was_announced_only(tmp_path):
+    content = bytearray(build(File()))
+    struct.pack_into("<I", content, 4, 2)
+    content[8 + 152:8 + 304] = bytes(152)
+    found = check(written(tmp_path, bytes(content)))
+    assert found.verdict is Verdict.INCOMPLETE
+    assert [one.readouts for one in found.measurements] == [6]
+
+
 def test_missing_padding_is_no_fault(tmp_path):
     assert check(written(tmp_path, build(File(padded=False)))).verdict is Verdict.COMPLETE
 
@@ -138,6 +147,7 @@ def test_readouts_of_another_measurement_are_found(tmp_path):
     b"", b"\0" * 7, b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 110600000\n" * 99,
     bytes(20_000), struct.pack("<II", 0, 65) + bytes(20_000), struct.pack("<II", 0, 1) + bytes(20_000),
     struct.pack("<II", 12_000, 6) + b"Config\0" + bytes(20_000), b"DICM" * 9000, b"x" * 20_000,
+    struct.pack("<IIiIQQ", 0, 1, 1, 1, 1 << 63, 500).ljust(20_000, b"\0"),
     struct.pack("<IIiIQQ", 0, 1, 1, 1, 10_240, 500).ljust(10_240, b"\0") + b"y" * 512])
 def test_what_is_not_twix(content, tmp_path):
     path = written(tmp_path, content)
