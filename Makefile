@@ -12,11 +12,11 @@ demo: $(VENV)/demo ## See a study leave a scanner, travel over HTTPS and be prov
 check: $(VENV)/test ## Lint, types and unit tests: under two minutes
 	$(BIN)/ruff check .
 	$(BIN)/mypy relay_agent
-	$(BIN)/python -m pytest tests/agent tests/deidentify -m "not slow"
+	$(BIN)/python -m pytest tests/agent tests/deidentify tests/kspace -m "not slow"
 
 test: $(VENV)/test peers check ## All that proves the product, with real peers: under thirty minutes
-	$(BIN)/python -m pytest tests/agent tests/deidentify -m slow
-	$(BIN)/python -m pytest tests --ignore=tests/agent --ignore=tests/deidentify
+	$(BIN)/python -m pytest tests/agent tests/deidentify tests/kspace -m slow
+	$(BIN)/python -m pytest tests --ignore=tests/agent --ignore=tests/deidentify --ignore=tests/kspace
 
 bench: $(VENV)/test peers ## Figures and ratios against Orthanc and DCMTK, measured in the same run
 	$(BIN)/python -m tests.bench

@@ -19,6 +19,7 @@ from rich.progress import Progress
 from relay_agent import (
     __version__,
     check,
+    cli_kspace,
     cli_review,
     cli_scripts,
     config,
@@ -135,6 +136,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("file", type=Path, nargs="+")
     cli_review.add(commands)
     cli_scripts.add(commands)
+    cli_kspace.add(commands)
     text = "print a commented configuration with every setting"
     sub = commands.add_parser("example-config", help=text, description=text[0].upper() + text[1:] + ".",
                               epilog="example:\n  relay-agent example-config > config.toml",

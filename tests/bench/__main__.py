@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.bench import deidentifying, forwarding, machine, receiving, servers
+from tests.bench import deidentifying, forwarding, kspace, machine, receiving, servers
 from tests.bench.corpus import Corpus
 from tests.bench.results import Section
 
@@ -22,6 +22,7 @@ SECTIONS: dict[str, Callable[[Corpus, Path, bool], Section]] = {
     "end-to-end": forwarding.end_to_end,
     "slow-line": forwarding.slow_line,
     "deidentify": deidentifying.deidentify,
+    "kspace": kspace.kspace,
 }
 
 

@@ -1,0 +1,159 @@
+"""Raw k-space: check, hash and scrub against sha256sum, memory on a sparse file, and what packing gains."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import resource
+import struct
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import zstandard
+
+from relay_agent.deidentify.uids import UIDs
+from relay_agent.kspace.scrub import plan, scrub
+from relay_agent.kspace.twix import Verdict, check
+from tests.bench.corpus import Corpus
+from tests.bench.results import MB, Medians, Run, Section, Table, Target, ratio, show
+from tests.harness import PROJECT
+from tests.kspace.synthetic import ACQEND, FIRST, REAL, File, Scan, header
+
+ROUNDS = 3
+ALONE, HASHLIB, CHECKED = "sha256sum", "SHA-256 alone, hashlib", "check + hash"
+PLANNED, DIGESTED, COPIED = ("check + hash + scrub, as patches", "the same, digest of the result, too",
+                             "the same, written to a file")
+_FEW, _MANY = "32 channels, 512 samples", "2 channels, 256 samples"
+_LOADS = {_FEW: (32, 512), _MANY: (2, 256)}
+
+
+def _mdh(length: int, number: int, mask: int, samples: int, channels: int) -> bytes:
+    lead = struct.pack("<IiII", length, 358, number, 14_760_000 + number)
+    return (lead + bytes(24) + struct.pack("<QHH", mask, samples, channels)).ljust(192, b"\0")
+
+
+def make(path: Path, size: int, channels: int, samples: int, sparse: bool = False) -> None:
+    """A file of about ``size`` bytes that is complete; a sparse one has zeros for samples, which take no space."""
+    scan = Scan(channels=channels, samples=samples)
+    lead = header(File(), scan)
+    step = 192 + channels * (32 + 8 * samples)
+    count = (size - FIRST - len(lead)) // step
+    noise = np.random.default_rng(1).normal(size=(step - 192) // 4).astype("<f4")
+    block = (noise.view("<u4") & 0xFFFFFF80).tobytes().ljust(step - 192, b"\0")  # converters have fewer bits than that
+    with path.open("xb") as out:
+        out.seek(FIRST)
+        out.write(lead)
+        for number in range(count):
+            out.write(_mdh(step, number, 0, samples, channels))
+            if sparse:
+                out.seek(step - 192, os.SEEK_CUR)
+            else:
+                out.write(block)
+        out.write(_mdh(352, count, ACQEND, 16, 2).ljust(352, b"\0"))
+        end = out.tell()
+        out.seek(0)
+        out.write(struct.pack("<IIiIQQ64s64s", 0, 1, 358, 1, FIRST, end - FIRST, b"Planted", b"bench"))
+
+
+def _way(name: str, path: Path) -> None:
+    uids = UIDs(b"key", "P1")
+    if name == HASHLIB:
+        with path.open("rb") as file:
+            hashlib.file_digest(file, "sha256")
+    elif name == CHECKED:
+        assert check(path).verdict is Verdict.COMPLETE
+    elif name == PLANNED:
+        plan(path, uids)
+        assert check(path).verdict is Verdict.COMPLETE
+    else:
+        out = path.with_suffix(".out") if name == COPIED else None
+        assert scrub(path, plan(path, uids), out).check.verdict is Verdict.COMPLETE
+        if out is not None:
+            out.unlink()
+
+
+def _one(name: str, path: Path) -> Run:
+    """One way in a process of its own on one core."""
+    core = {min(os.sched_getaffinity(0))}
+    command = [sys.executable, "-m", "tests.bench.kspace", name, str(path)] if name != ALONE else [name, str(path)]
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    began = time.perf_counter()
+    done = subprocess.run(command, cwd=PROJECT, check=True, capture_output=True, text=True,
+                          preexec_fn=lambda: os.sched_setaffinity(0, core))
+    took, after = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu, largest = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, 0.0
+    if name != ALONE:  # without the start of the interpreter
+        took, cpu, largest = json.loads(done.stdout)
+    return Run("kspace", "", name, 1, path.stat().st_size, took, cpu, int(largest), 0)
+
+
+def kspace(_: Corpus, folder: Path, quick: bool) -> Section:
+    """Speed on one core, memory, packing."""
+    runs, tables, targets = [], [], []
+    for load, (channels, samples) in _LOADS.items():
+        path = folder / "raw.dat"
+        make(path, 50_000_000 if quick else 1_000_000_000, channels, samples)
+        ways = [ALONE, HASHLIB, CHECKED, PLANNED, DIGESTED, COPIED]
+        for way in ways * (1 if quick else ROUNDS):
+            run = _one(way, path)
+            run.load = load
+            runs.append(run)
+        path.unlink()
+        found = {way: Medians(runs, load, way) for way in ways}
+        rows = [[way, "", show(one.speed), ratio(one.speed, found[ALONE].speed), ratio(one.speed, found[HASHLIB].speed),
+                 f"{one.cpu_gb:.2f}"] for way, one in found.items()]
+        columns = ["way", "", "MB/s", "of sha256sum's", "of hashlib's", "CPU s/GB"]
+        tables.append(Table(f"Raw data, {load}, one core, from the cache", columns, rows, [
+            "sha256sum of Debian 12 does not use the SHA instructions of the processor, hashlib does"]))
+        targets += [Target(f"{what}, {load}, against sha256sum", found[way].speed / found[ALONE].speed, 0.8)
+                    for what, way in (("check + hash + scrub", PLANNED), ("with a second digest and a copy", COPIED))]
+    path = folder / "sparse.dat"
+    make(path, 1_000_000_000 if quick else 20_000_000_000, 128, 65_535, sparse=True)
+    run = _one(DIGESTED, path)
+    run.load = "sparse"
+    runs.append(run)
+    targets.append(Target(f"memory, check + hash + scrub of {show(run.bytes / 1e9)} GB", run.largest / MB, 200, False,
+                          "MB"))
+    path.unlink()
+    packing = _packing()
+    if packing.rows:
+        tables.append(packing)
+    return Section("kspace", tables, targets, runs)
+
+
+def shuffled(block: bytes) -> bytes:
+    """The first bytes of all floats, then the second ones, and so on."""
+    whole = len(block) // 4 * 4
+    return np.frombuffer(block[:whole], np.uint8).reshape(-1, 4).T.tobytes() + block[whole:]
+
+
+def _packing() -> Table:
+    rows = []
+    for path in sorted(REAL.glob("*.dat")):
+        (one,) = check(path).measurements[-1:]
+        content = path.read_bytes()
+        for what, data in (("file", content), ("readouts", content[one.data:one.acqend])):
+            row = [path.name, what]
+            for prepare in (bytes, shuffled):
+                pack = zstandard.ZstdCompressor(level=1)
+                began = time.perf_counter()
+                rounds = 20
+                for _ in range(rounds):
+                    packed = len(pack.compress(prepare(data)))
+                took = (time.perf_counter() - began) / rounds
+                row += [f"{len(data) / packed:.2f}", show(len(data) / took / MB)]
+            rows.append(row)
+    return Table("Packing real files, one core", ["file", "part", "zstd-1", "MB/s", "shuffle + zstd-1", "MB/s"], rows)
+
+
+if __name__ == "__main__":
+    start, used = time.perf_counter(), time.process_time()
+    _way(sys.argv[1], Path(sys.argv[2]))
+    took = [time.perf_counter() - start, time.process_time() - used]
+    # Not ru_maxrss: it begins with what the parent had.
+    largest = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    print(json.dumps([*took, int(largest.split()[1]) * 1024]))
