@@ -19,7 +19,7 @@ from pydicom.datadict import dictionary_VR
 
 from relay_agent.java_regex import Regex, RuleError, RuleValueError
 
-Name = Literal["Project", "Subject", "Session", "AA"]
+Name = Literal["Project", "Subject", "Session", "AA", "Accession"]  # the last is ours, not XNAT's
 COMMENT_TAGS = ("00104000", "00324000", "001021B0")
 PROJECT_TAGS, SUBJECT_TAG, SESSION_TAG = ("00081030", "00080050"), "00100010", "00100020"
 RULE_LENGTH = 64  # UTF-16 units, cut off before matching; rules with a replacement see the whole value
@@ -57,7 +57,7 @@ class Rule:
 _RULE = Regex.compile(r"\((\p{XDigit}{4}),(\p{XDigit}{4})\):(.+?)(?::(\d+))?(?: t:(.*) r:(.*))?")
 # The last part is possessive: as the whole text must match, this only spares useless steps on long comments.
 _ASSIGNMENT = {name: Regex.compile(rf"(?i)(?:\A|.*[\s,;]){name}\s*:\s*([\w-]*)(?:[\s,;].*+)?")
-               for name in ("Project", "Subject", "Session", "AA")}
+               for name in ("Project", "Subject", "Session", "AA", "Accession")}
 
 
 def parse_rule(line: str) -> Rule:

@@ -15,7 +15,7 @@ from relay_agent.deidentify.recipe import Unusable, recipe_of
 from relay_agent.deidentify.work import is_made, oddity, recipe_for
 from relay_agent.dicom import NotDICOM
 from relay_agent.header import read_header
-from relay_agent.identify import Identity, identify, needed_tags
+from relay_agent.identify import COMMENT_TAGS, Identity, extract, identify, needed_tags
 from relay_agent.java_regex import RuleValueError
 from relay_agent.ledger import Ledger, State, Stop, move
 from relay_agent.package import set_digest
@@ -75,6 +75,7 @@ def _decide(config: Config, ledger: Ledger, spool: Spool, row: sqlite3.Row) -> D
                 return Decision(State.HELD, f"a routing rule cannot be used on this session: {error}",
                                 _overruled(_NOBODY, by_hand))
             found = _NOBODY
+        accession = accession or _accession(ledger, spool, row["id"])
     found = _overruled(found, by_hand)
     route = _route(config, ledger, spool, row, found, chosen)
     if route is None:
@@ -203,6 +204,13 @@ def _identity(config: Config, ledger: Ledger, spool: Spool, shipment: int) -> Id
     rules = config.identify.rules()
     first = ledger.value("SELECT path FROM instance WHERE shipment = ? ORDER BY id LIMIT 1", shipment)
     return identify(_values(spool, first, needed_tags(rules)), rules, known_project(config.identify))
+
+
+def _accession(ledger: Ledger, spool: Spool, shipment: int) -> str | None:
+    """``Accession:`` in the comments of the session's first instance, for the headers of its route."""
+    first = ledger.value("SELECT path FROM instance WHERE shipment = ? ORDER BY id LIMIT 1", shipment)
+    values = _values(spool, first, frozenset(COMMENT_TAGS))
+    return next((found for tag in COMMENT_TAGS if (found := extract("Accession", values.get(tag, "")))), None)
 
 
 def known_project(settings: Identify) -> Callable[[str], str | None] | None:

@@ -136,6 +136,14 @@ def test_labels_that_a_reviewer_gives_flow_into_the_headers(pair: Pair, tmp_path
         ("S7", "S7_MR2", "NEW-1")}
 
 
+def test_an_accession_number_from_the_comments_goes_into_the_header(pair: Pair, tmp_path: Path) -> None:
+    route, more = scripts(tmp_path / "scripts")
+    box, central = pair(route=route | {"headers": {"0008,0050": "{accession}"}}, more=more)
+    box.take(images(2, comments="Project:P1 Subject:S1 Session:S1_MR1 Accession:STUDY-7"))
+    box.wait(Stop.VERIFIED)
+    assert {dcmread(path).AccessionNumber for path in archived_files(central)} == {"STUDY-7"}
+
+
 def test_an_approval_lapses_when_the_script_changes(pair: Pair, tmp_path: Path) -> None:
     """Approved, not yet sent, script changed: it is made anew and a person is asked again."""
     route, more = scripts(tmp_path / "scripts")
