@@ -12,7 +12,7 @@ demo: $(VENV)/demo ## See a study leave a scanner, travel over HTTPS and be prov
 check: $(VENV)/test ## Lint, types and unit tests: under two minutes
 	$(BIN)/ruff check .
 	$(BIN)/mypy relay_agent
-	$(BIN)/python -m pytest tests/agent tests/deidentify tests/kspace -m "not slow"
+	$(BIN)/python -m pytest tests/agent tests/deidentify tests/kspace -m "not slow" -n auto
 
 test: $(VENV)/test peers check ## All that proves the product, with real peers: under thirty minutes
 	$(BIN)/python -m pytest tests/agent tests/deidentify tests/kspace -m slow
