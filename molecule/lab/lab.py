@@ -123,10 +123,11 @@ def up(name: str, address: str, kind: str, hosts: list[str]) -> None:
             f"[Match]\nName=host0\n[Network]\nAddress={address}/24\nGateway={GATEWAY.partition('/')[0]}\n")
         shutil.copy(FOLDER / "key.pub", etc / "ssh/authorized_keys.d" / ADMINISTRATOR)
         run("ssh-keygen", "-A", "-f", str(box / "upper"))
+    shared = [f"--bind-ro={PROJECT}:/srv/relay"] if kind == "peer" else []  # a relay box has no help but what is sent to it
     with (box / "console").open("ab") as console:
         process = subprocess.Popen(
             ["nsenter", f"--net=/run/netns/{SPACE}", "unshare", "--mount", "--propagation", "private",
-             str(Path(__file__).with_name("boot")), name, str(tree(kind)), str(box)],
+             str(Path(__file__).with_name("boot")), name, str(tree(kind)), str(box), *shared],
             stdin=subprocess.DEVNULL, stdout=console, stderr=console, start_new_session=True)
     (box / "pid").write_text(str(process.pid))
 
