@@ -12,11 +12,21 @@ demo: $(VENV)/demo ## See a study leave a scanner, travel over HTTPS and be prov
 check: $(VENV)/test ## Lint, types and unit tests: under two minutes
 	$(BIN)/ruff check .
 	$(BIN)/mypy relay_agent
+	PATH=$(CURDIR)/$(BIN):$$PATH ansible-lint --quiet
+	$(BIN)/yamllint .
+	$(BIN)/python -m pytest tests/repo
 	$(BIN)/python -m pytest tests/agent -m "not slow"
 
 test: $(VENV)/test peers check ## All that proves the product, with real peers: under thirty minutes
 	$(BIN)/python -m pytest tests/agent -m slow
-	$(BIN)/python -m pytest tests --ignore=tests/agent
+	$(BIN)/python -m pytest tests --ignore=tests/agent --ignore=tests/repo
+
+test-box: $(VENV)/test release ## Set up boxes in a lab on this machine and look at them: as root, with systemd-nspawn
+	@sh molecule/lab/install
+	PATH=$(CURDIR)/$(BIN):$$PATH molecule test --all
+
+docs: $(VENV)/test ## Write docs/variables.md anew from the roles' argument specs
+	$(BIN)/python -m tests.repo.variables > docs/variables.md
 
 bench: $(VENV)/test peers ## Figures and ratios against Orthanc and DCMTK, measured in the same run
 	$(BIN)/python -m tests.bench
@@ -50,7 +60,7 @@ $(VENV)/demo: pyproject.toml | $(VENV)/ready
 	@touch $@
 
 $(VENV)/test: pyproject.toml | $(VENV)/ready
-	$(BIN)/python -m pip install -qq --editable '.[demo,test]'
+	$(BIN)/python -m pip install -qq --editable '.[demo,test,box]'
 	@touch $@
 
-.PHONY: help demo check test bench peers release clean
+.PHONY: help demo check test test-box docs bench peers release clean

@@ -16,11 +16,9 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 from pathlib import Path
-
-import trustme
-import yaml
 
 PROJECT = Path(__file__).resolve().parents[2]
 FOLDER = PROJECT / "build/lab"
@@ -48,7 +46,9 @@ def packages(kind: str) -> list[str]:
     """The packages of a tree: for a relay box those that the roles ask for, so that none is fetched later."""
     if kind == "peer":
         return sorted({*BOOT, *PEERS})
-    asked = [name for path in sorted(PROJECT.glob("roles/*/vars/main.yml"))
+    import yaml
+
+    asked = [name for path in PROJECT.glob("roles/*/vars/main.yml")
              for key, names in yaml.safe_load(path.read_text()).items() if key.endswith("_packages") for name in names]
     return sorted({*BOOT, *asked})
 
@@ -90,7 +90,7 @@ def tree(kind: str) -> Path:
 
 
 def prepare() -> None:
-    """The network, a key to log in with, and a certificate authority with a certificate for each name asked for."""
+    """The network, the way into it for ssh, and a certificate authority with a certificate for the central site."""
     FOLDER.mkdir(parents=True, exist_ok=True)
     if not Path(f"/run/netns/{SPACE}").exists():
         run("ip", "netns", "add", SPACE)
@@ -100,7 +100,22 @@ def prepare() -> None:
             run("ip", "-n", SPACE, *command.split())
     if not (FOLDER / "key").exists():
         run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "lab", "-f", str(FOLDER / "key"))
+    (FOLDER / "ssh_config").write_text(f"""\
+Host 198.18.0.*
+    IdentityFile {FOLDER}/key
+    IdentitiesOnly yes
+    ProxyUseFdpass yes
+    ProxyCommand {sys.executable} {Path(__file__).resolve()} connect %h %p
+    StrictHostKeyChecking no
+    UserKnownHostsFile /dev/null
+    LogLevel ERROR
+    ControlMaster auto
+    ControlPersist 60s
+    ControlPath /run/{SPACE}-%C
+""")
     if not (FOLDER / "ca.pem").exists():
+        import trustme
+
         ca = trustme.CA()
         pair = ca.issue_cert("central")
         pair.cert_chain_pems[0].write_to_path(FOLDER / "central.pem")
@@ -123,7 +138,8 @@ def up(name: str, address: str, kind: str, hosts: list[str]) -> None:
             f"[Match]\nName=host0\n[Network]\nAddress={address}/24\nGateway={GATEWAY.partition('/')[0]}\n")
         shutil.copy(FOLDER / "key.pub", etc / "ssh/authorized_keys.d" / ADMINISTRATOR)
         run("ssh-keygen", "-A", "-f", str(box / "upper"))
-    shared = [f"--bind-ro={PROJECT}:/srv/relay"] if kind == "peer" else []  # a relay box has no help but what is sent to it
+    # A relay box has no help but what is sent to it.
+    shared = [f"--bind-ro={PROJECT}:/srv/relay"] if kind == "peer" else []
     with (box / "console").open("ab") as console:
         process = subprocess.Popen(
             ["nsenter", f"--net=/run/netns/{SPACE}", "unshare", "--mount", "--propagation", "private",
