@@ -144,7 +144,8 @@ def up(name: str, address: str, kind: str, hosts: list[str]) -> None:
         process = subprocess.Popen(
             ["nsenter", f"--net=/run/netns/{SPACE}", "unshare", "--mount", "--propagation", "private",
              str(Path(__file__).with_name("boot")), name, str(tree(kind)), str(box), *shared],
-            stdin=subprocess.DEVNULL, stdout=console, stderr=console, start_new_session=True)
+            stdin=subprocess.DEVNULL, stdout=console, stderr=console, start_new_session=True,
+            env=os.environ | {"LAB": SPACE})
     (box / "pid").write_text(str(process.pid))
 
 
@@ -161,10 +162,13 @@ def running(name: str) -> int:
 def cut(name: str) -> None:
     """Cut the box's power: nothing in it gets a chance to finish."""
     pid = running(name)
-    if pid:
-        os.kill(pid, signal.SIGKILL)
-        while running(name):
-            time.sleep(0.02)
+    if not pid:
+        return
+    # systemd-nspawn cleans up after the box's first process; without its parent that one would live on.
+    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split() or [pid]:
+        os.kill(int(child), signal.SIGKILL)
+    while running(name):
+        time.sleep(0.02)
 
 
 def down() -> None:
