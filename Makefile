@@ -9,7 +9,7 @@ help: ## Show the commands
 demo: $(VENV)/demo ## See a study leave a scanner, travel over HTTPS and be proved to have arrived
 	@$(BIN)/python -m tests.demo
 
-check: $(VENV)/test ## Lint, types and unit tests: under two minutes
+check: $(VENV)/test ## Lint, types, rules of the roles and unit tests: about two minutes
 	$(BIN)/ruff check .
 	$(BIN)/mypy relay_agent
 	PATH=$(CURDIR)/$(BIN):$$PATH ansible-lint --quiet

@@ -67,7 +67,7 @@ def test_rules_that_cannot_be(host, site):
 
 def test_wrong_variable_is_named_before_anything_changes(site):
     """Also when it belongs to the last role: half a change is worse than none."""
-    played = site("all", relay_agent_work_memory={"much": True}, smtp_queue_days="many")
+    played = site("all", relay_agent_files="many", smtp_queue_days="many")
     assert "smtp_queue_days" in played.stdout
-    assert "relay_agent_work_memory" in played.stdout
+    assert "relay_agent_files" in played.stdout
     assert "changed=0" in played.stdout
