@@ -12,7 +12,7 @@ demo: $(VENV)/demo ## See a study leave a scanner, travel over HTTPS and be prov
 check: $(VENV)/test ## Lint, types, rules of the roles and unit tests: about two minutes
 	$(BIN)/ruff check .
 	$(BIN)/mypy relay_agent
-	PATH=$(CURDIR)/$(BIN):$$PATH ansible-lint --quiet
+	PATH=$(CURDIR)/$(BIN):$$PATH ansible-lint -q
 	$(BIN)/yamllint .
 	$(BIN)/python -m pytest tests/repo
 	$(BIN)/python -m pytest tests/agent -m "not slow"
