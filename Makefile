@@ -9,20 +9,41 @@ help: ## Show the commands
 demo: $(VENV)/demo ## See a study leave a scanner, travel over HTTPS and be proved to have arrived
 	@$(BIN)/python -m tests.demo
 
-check: $(VENV)/test ## Lint, types and unit tests: under two minutes
+check: $(VENV)/test ## Lint, types, rules of the roles and unit tests: about two minutes
 	$(BIN)/ruff check .
 	$(BIN)/mypy relay_agent
-	$(BIN)/python -m pytest tests/agent tests/deidentify tests/kspace -m "not slow" -n auto
+	PATH=$(CURDIR)/$(BIN):$$PATH ansible-lint -q
+	$(BIN)/yamllint .
+	$(BIN)/python -m pytest tests/agent tests/deidentify tests/kspace tests/repo -m "not slow" -n auto
 
 test: $(VENV)/test peers check ## All that proves the product, with real peers: under thirty minutes
 	$(BIN)/python -m pytest tests/agent tests/deidentify tests/kspace -m slow
-	$(BIN)/python -m pytest tests --ignore=tests/agent --ignore=tests/deidentify --ignore=tests/kspace
+	$(BIN)/python -m pytest tests --ignore=tests/agent --ignore=tests/deidentify --ignore=tests/kspace \
+		--ignore=tests/repo
+
+test-box: $(VENV)/test release ## Set up boxes in a lab on this machine and look at them: as root, with systemd-nspawn
+	@sh molecule/lab/install
+	PATH=$(CURDIR)/$(BIN):$$PATH molecule test --all
+
+docs: $(VENV)/test ## Write docs/variables.md anew from the roles' argument specs
+	$(BIN)/python -m tests.repo.variables > docs/variables.md
 
 bench: $(VENV)/test peers ## Figures and ratios against Orthanc and DCMTK, measured in the same run
 	$(BIN)/python -m tests.bench
 
 peers: ## Install the DICOM peers that the tests talk to (Debian, as root)
 	@sh tests/install-peers
+
+release: build/relay-agent.tar ## The agent and all it needs in one file, for boxes with Debian 13 and without network
+
+# From the same sources the same file, so that a box can tell by its digest whether it has it.
+build/relay-agent.tar: pyproject.toml $(wildcard relay_agent/*.py relay_agent/*/*.py) | $(VENV)/ready
+	@rm -rf build/wheels build/lib build/bdist.*
+	@SOURCE_DATE_EPOCH=946684800 $(BIN)/python -m pip wheel -q --no-deps --wheel-dir build/wheels .
+	@$(BIN)/python -m pip download -q --dest build/wheels --only-binary :all: --python-version 3.13 \
+	--implementation cp --abi cp313 --abi abi3 --abi none --platform manylinux_2_28_x86_64 \
+	--platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 --platform any build/wheels/relay_agent-*.whl
+	@tar --sort=name --mtime=@946684800 --owner=0 --group=0 --numeric-owner -cf $@ -C build/wheels .
 
 clean: ## Remove what the commands above made
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
@@ -39,7 +60,7 @@ $(VENV)/demo: pyproject.toml | $(VENV)/ready
 	@touch $@
 
 $(VENV)/test: pyproject.toml | $(VENV)/ready
-	$(BIN)/python -m pip install -qq --editable '.[demo,test]'
+	$(BIN)/python -m pip install -qq --editable '.[demo,test,box]'
 	@touch $@
 
-.PHONY: help demo check test bench peers clean
+.PHONY: help demo check test test-box docs bench peers release clean

@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import testinfra
+
+PROJECT = Path(__file__).resolve().parents[2]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """The lab is reached by a way of its own, which the inventory has in words that testinfra does not understand."""
+    if Path(config.getoption("--ansible-inventory", None) or "").name == "lab.yml":
+        config.option.ssh_config = str(PROJECT / "build/lab/ssh_config")
+
+
+def pytest_ignore_collect(config: pytest.Config) -> bool | None:
+    """Without a box to look at, testinfra would look at this machine."""
+    return None if config.getoption("--hosts", None) else True
+
+
+@pytest.fixture(scope="session")
+def inventory(request) -> dict[str, Any]:
+    """The inventory that the boxes were named from."""
+    file = request.config.getoption("--ansible-inventory")
+    command = ["ansible-inventory", "-i", file, "--list"]
+    return json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+
+
+@pytest.fixture(scope="module")
+def config(host) -> dict[str, Any]:
+    """The agent's configuration, as it stands in the box."""
+    return tomllib.loads(host.file("/etc/relay-agent/config.toml").content_string)
+
+
+@pytest.fixture(scope="session")
+def peer(request, inventory) -> Callable[[str], Any]:
+    """Another host of the lab; real boxes have none that is ours to command."""
+    def named(name: str) -> Any:
+        if name not in inventory.get("lab", {}).get("hosts", ()):
+            pytest.skip(f"{name} is only in the lab")
+        option = request.config.getoption
+        return testinfra.get_host(f"ansible://{name}", ansible_inventory=option("--ansible-inventory"),
+                                  ssh_config=option("--ssh-config"))
+    return named
+
+
+@pytest.fixture(scope="session")
+def wait_for() -> Callable[..., Any]:
+    """Ask until the answer is true; what it was at last."""
+    def ask(question: Callable[[], Any], seconds: float = 60) -> Any:
+        end = time.monotonic() + seconds
+        while not (answer := question()) and time.monotonic() < end:
+            time.sleep(0.5)
+        return answer
+    return ask
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """The two services of the agent, where a test asks for one."""
+    if "service" in metafunc.fixturenames:
+        metafunc.parametrize("service", ["relay-receive", "relay-work"])

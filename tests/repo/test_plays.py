@@ -1,0 +1,30 @@
+from __future__ import annotations
+
+import pytest
+import yaml
+
+from tests.repo.variables import PROJECT, ROLES
+
+PLAYBOOKS = sorted([*PROJECT.glob("playbooks/*.yml"), *PROJECT.glob("molecule/*/*.yml")])
+PLAYS = [pytest.param(play, id=f"{path.stem}: {play['name']}") for path in PLAYBOOKS if path.name != "molecule.yml"
+         for play in yaml.safe_load(path.read_text())]
+
+
+@pytest.mark.parametrize("play", PLAYS)
+def test_fails_fast(play):
+    """A play that goes on after a failure leaves boxes that are neither old nor new."""
+    assert play.get("any_errors_fatal") is True
+
+
+def test_site_has_every_role():
+    """The order of roles is that of the box: the firewall is up before anything listens."""
+    roles = [entry["role"] for play in yaml.safe_load((PROJECT / "playbooks/site.yml").read_text())
+             for entry in play["roles"]]
+    assert sorted(roles) == [role.name for role in ROLES]
+    assert roles.index("firewall") < roles.index("relay_agent")
+
+
+def test_tags_are_names_of_roles():
+    """Anything else has to be remembered."""
+    for play in yaml.safe_load((PROJECT / "playbooks/site.yml").read_text()):
+        assert all(entry["tags"] == entry["role"] for entry in play["roles"])
