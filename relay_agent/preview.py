@@ -17,7 +17,7 @@ from typing import Any
 from relay_agent import instance
 from relay_agent.config import Config
 from relay_agent.dataset import Broken, Dataset, show
-from relay_agent.deidentify.make import context, deidentify
+from relay_agent.deidentify.make import Numbers, context, deidentify
 from relay_agent.deidentify.recipe import Recipe, Unusable
 from relay_agent.deidentify.script import Context, Failed, Rejected
 from relay_agent.deidentify.tools import difference
@@ -120,7 +120,7 @@ def changes(config: Config, ledger: Ledger, shipment: int, *, identified: bool =
     found: list[dict[str, Any]] = []
     for part in ledger.all("SELECT series_uid, series_number, min(id) AS first FROM instance WHERE shipment = ? "
                            "GROUP BY series_uid ORDER BY min(id)", shipment):
-        told = context(recipe, key, datetime.fromtimestamp(row["opened"]))
+        told = context(recipe, key, datetime.fromtimestamp(row["opened"]), Numbers(ledger.path, key))
         series = {"series": part["series_uid"], "number": part["series_number"]}
         try:
             for change in dry_run(recipe, told, _received(config, ledger, part["first"])):

@@ -11,6 +11,7 @@ from datetime import datetime
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from relay_agent import __version__
@@ -148,7 +149,7 @@ def _cell(column: str, value: Any) -> str:
         return ""
     if column in ("bytes", "sent", "sent_size"):
         return show_size(value)
-    return str(value).replace("[", r"\[")
+    return escape(str(value))
 
 
 def print_status(console: Console, found: Mapping[str, Any]) -> None:
