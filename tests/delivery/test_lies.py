@@ -30,7 +30,7 @@ PASSING: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "truncate-instances times=2 k=1": ({"times": 2, "k": 1}, {}),
     "commit-409-locked times=1": ({"times": 1}, {}),
     "commit-conflict times=1": ({"times": 1}, {}),
-    "slow-commit times=1 seconds=8.0": ({"times": 1, "seconds": 8.0}, {"timeout": "4 s"}),
+    "slow-commit times=1 seconds=5.0": ({"times": 1, "seconds": 5.0}, {"timeout": "2 s"}),
     "lying-archive times=1": ({"times": 1}, {}),
     "lying-archive times=1 lose=2": ({"times": 1, "lose": 2}, {}),
     "checksums-off": ({}, {}),
