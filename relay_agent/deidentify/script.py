@@ -6,7 +6,7 @@ object is then thrown away, and nothing of it leaves the box.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Protocol
@@ -82,6 +82,3 @@ class Script(Protocol):
 
     def touches(self) -> set[int]:
         """Tags (gggg * 65536 + eeee) that the script names by themselves, public ones only."""
-
-
-Lookup = Mapping[str, str]

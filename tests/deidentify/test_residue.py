@@ -54,9 +54,8 @@ def found(before: Dataset, after: Dataset, **more: object) -> list[tuple[str, in
     ("19600107143000", 0x00100030)])
 @pytest.mark.parametrize("tag, vr", [(0x0008103E, "LO"), (0x00204000, "LT"), (0x00091001, "UN"), (0x00091001, "OB")])
 def test_forms(text, source, tag, vr):
-    if vr == "OB" and text in {"Paul", "x-lee.nii"}:
-        pytest.skip("too short for binary values")
-    assert found(original(), result(tag, vr, text)) == [(residue.path_text((), tag), source)]
+    too_short = vr == "OB" and text == "x-lee.nii"  # three letters are anywhere in binary values
+    assert found(original(), result(tag, vr, text)) == ([] if too_short else [(residue.path_text((), tag), source)])
 
 
 @settings(max_examples=200, deadline=None)
