@@ -74,18 +74,14 @@ class XNATDestination:
     # The verbs
 
     def missing(self, manifest: Manifest, location: str | None) -> Sequence[Item]:
-        """The items that neither archive nor prearchive holds.
+        """The items that neither prearchive nor archive holds.
 
         Where no digest can tell a new version from the old one, it is sent at least once in a run.
         """
-        experiment = self._experiment(manifest)
-        rows = self._rows(manifest)
+        rows, experiment, files = self._held(manifest)
         if location and "/prearchive/" in location and not rows and experiment is None:
             raise Stopped("the session waited in the prearchive and is gone from there, and it is not in the archive "
                           "under its labels. Ask the central site; 'retry' sends it again, 'reject' ends it")
-        files = self._archived(experiment) if experiment else []
-        for row in rows:
-            files += self._prearchived(row)
         found = match(manifest, files, self._rewrites(manifest.project))
         return [item for item in manifest.items if item.id not in found or (
             item.replaces and found[item.id].md5 != item.md5 and item.id not in self._took)]
@@ -252,6 +248,24 @@ class XNATDestination:
                           "other labels: relay-agent assign")
         return experiment
 
+    def _held(self, manifest: Manifest) -> tuple[list[dict[str, Any]], str | None, list[_File]]:
+        """The session's rows in the prearchive, its ID in the archive, and what files both have.
+
+        XNAT may be moving it from the one to the other, as a commit does that went on after its time-out. Looked at in
+        another order, or in the middle of that, it would seem to be nowhere and would be sent again.
+        """
+        rows = self._rows(manifest)
+        files: list[_File] = []
+        for row in rows:
+            self._require_idle(row)
+            files += self._prearchived(row)
+        experiment = self._experiment(manifest)
+        if experiment is not None:
+            files += self._archived(experiment)
+        if rows and self._rows(manifest) != rows:
+            raise Retry("the session changed in XNAT while it was looked at")
+        return rows, experiment, files
+
     def _archived(self, experiment: str) -> list[_File]:
         base = f"/data/experiments/{quote(experiment)}/scans"
         files: list[_File] = []
@@ -334,21 +348,35 @@ class XNATDestination:
             return  # a conflict: _archive() finds out which
         raise Retry(self._web.failure(answer, "the commit"))
 
-    def _archive(self, manifest: Manifest, row: Mapping[str, Any]) -> None:
+    def _archive(self, manifest: Manifest, row: Mapping[str, Any], overwrite: bool = False) -> None:
         """Archive a row that commit left behind; merges only into the archive's own session of this study."""
         data = {"src": str(row["url"]), "project": manifest.project, "subject": manifest.subject,
                 "session": manifest.session, "overwrite": "append"}
-        if any(item.replaces for item in manifest.items):
+        overwrite = overwrite or any(item.replaces for item in manifest.items)
+        if overwrite:
             data["overwrite_files"] = "true"
         answer = self._ask("POST", "/data/services/archive", params=data)
         if answer.status_code in (200, 301, 303, 404):
             return
         if answer.status_code in (403, 423) and ("progress" in answer.text or answer.status_code == 423):
             raise Retry("XNAT is at work on the session (locked)", after=10)
-        if answer.status_code == 409:
+        if answer.status_code != 409:
+            raise Retry(self._web.failure(answer, "the request to archive"))
+        left = next((other for other in self._rows(manifest) if other["url"] == row["url"]), None)
+        if left is None:
+            return  # archived by somebody else; the caller looks
+        self._require_idle(left)
+        if overwrite or not self._twice(manifest, left):
             raise Stopped(f"{self._web.failure(answer, 'the request to archive')}. The session's log in XNAT's "
                           "prearchive says more; settle the conflict there, then 'retry'")
-        raise Retry(self._web.failure(answer, "the request to archive"))
+        self._archive(manifest, left, overwrite=True)
+
+    def _twice(self, manifest: Manifest, row: Mapping[str, Any]) -> bool:
+        """Whether all that a row would overwrite in the archive is there already, byte for byte."""
+        experiment = self._experiment(manifest)
+        there = {file.name: file.md5 for file in self._archived(experiment)} if experiment is not None else {}
+        both = [file for file in self._prearchived(row) if file.name in there]
+        return bool(both) and all(file.md5 and file.md5 == there[file.name] for file in both)
 
     # Fetching back
 
