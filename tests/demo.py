@@ -86,7 +86,7 @@ def _tour(agent: Agent, central: Central, start: float) -> int:
             progress.update(bar, completed=done)
             return int(done == count)
 
-        wait_for(delivered, 90, f"not everything was delivered:\n{agent.cli('list').stdout}{agent.log[-2000:]}")
+        wait_for(delivered, say=f"not everything was delivered:\n{agent.cli('list').stdout}{agent.log[-2000:]}")
     first = agent.json("list")[-1]["shipment"]
     for command in (["status"], ["show", str(first)], ["receipt", str(first)], ["receipt", "--verify"]):
         console.print(f"\n[bold]$ relay-agent {' '.join(command)}[/]")

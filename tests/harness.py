@@ -25,7 +25,10 @@ PROJECT = Path(__file__).resolve().parent.parent
 SECRET = "relay:s3cret-of-the-tests"
 
 
-def wait_for(what: Callable[[], Any], seconds: float = 30.0, say: str = "") -> Any:
+PATIENCE = 180.0  # seconds; what a test waits for comes at once, unless the machine is very busy
+
+
+def wait_for(what: Callable[[], Any], seconds: float = PATIENCE, say: str = "") -> Any:
     """Wait until something is true; its value. Fails with ``say`` otherwise."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
@@ -90,7 +93,7 @@ class Agent:
                 for child in children:
                     with contextlib.suppress(ProcessLookupError):
                         os.kill(child, signal.SIGKILL)
-            process.wait(30)
+            process.wait(PATIENCE)
 
     @property
     def log(self) -> str:
@@ -100,18 +103,22 @@ class Agent:
     def cli(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run a command of the console script."""
         command = [sys.executable, "-m", "relay_agent", *arguments, "--config", str(self.file)]
-        return subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=120, check=False)
+        return subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=PATIENCE, check=False)
 
     def json(self, *arguments: str) -> Any:
         """The JSON that a command prints."""
         done = self.cli(*arguments, "--json")
         return json.loads(done.stdout)
 
-    def wait_state(self, state: str, instances: int, seconds: float = 60.0) -> None:
+    def wait_state(self, state: str, instances: int) -> None:
         """Wait until so many instances are in shipments of that state."""
         ledger = self.ledger
-        wait_for(lambda: (ledger.value("SELECT sum(instances) FROM shipment WHERE state = ?", state) or 0) >= instances,
-                 seconds, f"{instances} instances {state}: {self.cli('status').stdout}\n{self.log[-3000:]}")
+        try:
+            wait_for(lambda: (ledger.value("SELECT sum(instances) FROM shipment WHERE state = ?", state) or 0)
+                     >= instances)
+        except AssertionError:
+            raise AssertionError(f"{instances} instances do not become {state}: {self.cli('status').stdout}\n"
+                                 f"{self.log[-3000:]}") from None
 
 
 def _text(path: Path) -> str:
@@ -139,7 +146,7 @@ def send(port: int, images: Sequence[Dataset], *, calling: str = "SCANNER", call
          host: str = "127.0.0.1") -> list[int]:
     """Send images over one association with pynetdicom; the status of each (-1: no answer)."""
     ae = AE(ae_title=calling)
-    ae.dimse_timeout = ae.network_timeout = 60
+    ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = PATIENCE
     for sop_class, syntax in {(image.SOPClassUID, image.file_meta.TransferSyntaxUID) for image in images}:
         ae.add_requested_context(sop_class, syntax)
     association = ae.associate(host, port, ae_title=called, evt_handlers=[(evt.EVT_CONN_OPEN, no_delay)])

@@ -8,12 +8,13 @@ import resource
 import shutil
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 import requests
@@ -38,7 +39,7 @@ class Orthanc:
 
     def instances(self) -> list[str]:
         """Orthanc's IDs of what it holds."""
-        found: list[str] = requests.get(f"{self.rest}/instances", timeout=10).json()
+        found: list[str] = requests.get(f"{self.rest}/instances", timeout=60).json()
         return found
 
 
@@ -62,10 +63,10 @@ def orthanc(folder: Path, *, largest_file: int = 0, **settings: Any) -> Iterator
 
     ``largest_file`` makes writing fail beyond that many bytes, as on a disk that is full; no root is needed.
     """
-    binary = _needed("Orthanc")
+    binary = needed("Orthanc")
     plugin = next((path for place in _PLUGIN_FOLDERS if (path := Path(place) / _PLUGIN).exists()), None)
     if plugin is None:
-        _absent(_PLUGIN)
+        absent(f"{_PLUGIN} is not installed")
     http, dicom = free_port(), free_port()
     folder.mkdir(parents=True, exist_ok=True)
     configuration = {
@@ -97,7 +98,7 @@ def orthanc(folder: Path, *, largest_file: int = 0, **settings: Any) -> Iterator
 @contextmanager
 def storescp(folder: Path, *options: str, aet: str = "STORESCP") -> Iterator[StoreSCP]:
     """Start DCMTK's storescp with these options; it writes what it receives, bit by bit, into ``folder``."""
-    binary = _needed("storescp")
+    binary = needed("storescp")
     port = free_port()
     folder.mkdir(parents=True, exist_ok=True)
     with folder.with_suffix(".log").open("wb") as log:
@@ -123,7 +124,7 @@ def free_port() -> int:
 @contextmanager
 def _running(process: subprocess.Popen[bytes], ready: Callable[[], bool], log: Path) -> Iterator[None]:
     try:
-        end = time.monotonic() + 20
+        end = time.monotonic() + 120
         while not ready():
             if process.poll() is not None or time.monotonic() > end:
                 pytest.fail(f"{Path(str(process.args[0])).name} did not start: "  # type: ignore[index]
@@ -135,13 +136,20 @@ def _running(process: subprocess.Popen[bytes], ready: Callable[[], bool], log: P
         process.wait()
 
 
-def _needed(name: str) -> str:
-    path = shutil.which(name) or shutil.which(name, path="/usr/sbin:/usr/local/sbin")
-    return path or _absent(name)
+def needed(name: str) -> str:
+    """The path of a program; without it a test is skipped, and fails where nobody would notice the skip."""
+    return program(name) or absent(f"{name} is not installed")
 
 
-def _absent(name: str) -> str:
-    """Skip where people work; fail where nobody would notice."""
+def program(name: str) -> str | None:
+    """The path of a program of Debian's: pynetdicom brings some of the same names as DCMTK's beside Python."""
+    own = Path(sys.prefix, "bin")
+    places = [place for place in os.environ.get("PATH", "").split(":") if place and Path(place) != own]
+    return shutil.which(name, path=":".join([*places, "/usr/sbin", "/sbin"]))
+
+
+def absent(what: str) -> NoReturn:
+    """Skip where people work, fail in CI."""
     if os.environ.get("CI"):
-        pytest.fail(f"{name} is not installed, and these tests must not be skipped here")
-    pytest.skip(f"{name} is not installed")
+        pytest.fail(f"{what}, and this test must not be skipped here")
+    pytest.skip(what)

@@ -57,7 +57,7 @@ def test_a_caller_that_is_waited_for_does_not_hold_up_the_work(tmp_path: Path, m
     with working(box):
         assert waiting.wait(60)
         box.receive(Image())
-        wait_for(lambda: box.ledger.value("SELECT state FROM shipment WHERE id = 1") not in (None, "gathering"), 60)
+        wait_for(lambda: box.ledger.value("SELECT state FROM shipment WHERE id = 1") not in (None, "gathering"))
         over.set()
 
 

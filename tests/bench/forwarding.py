@@ -252,7 +252,7 @@ def _over_dicom(place: Path, studies: Sequence[tuple[str, Study]]) -> list[Run]:
                 start = time.monotonic()
                 dcmsend(line.port, there.aet, [list(study.series)])
                 cost.seconds = time.monotonic() - start
-            wait_for(lambda: there.held() == before + study.instances, 30, "storescp does not hold all")  # noqa: B023
+            wait_for(lambda: there.held() == before + study.instances, say="storescp does not hold all")  # noqa: B023
             transfer = line.down.last - line.up.first
             runs.append(Run("slow-line", load, f"{STORESCP}, one association", study.instances, study.size,
                             cost.seconds, cost.cpu, cost.largest, cost.together,

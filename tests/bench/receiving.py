@@ -39,7 +39,7 @@ def run(section: str, load: Load, server: Server, *, nodelay: bool = True, name:
         dcmsend(server.port, server.aet, groups, nodelay=nodelay)
         cost.seconds = time.monotonic() - start
         expected = before + load.study.instances
-        wait_for(lambda: server.held() == expected, 30, f"{server.name} does not hold {expected} instances")
+        wait_for(lambda: server.held() == expected, say=f"{server.name} does not hold {expected} instances")
         filed = time.monotonic() - start
     return Run(section, load.name, name or server.name, load.study.instances, load.study.size, cost.seconds, cost.cpu,
                cost.largest, cost.together, {"filed": filed})
@@ -162,7 +162,7 @@ def _huge(folder: Path, size: int) -> Run:
             cost.seconds = time.monotonic() - start
             if status:
                 raise RuntimeError(f"the large object was answered with status {status:04X}")
-            wait_for(lambda: server.held() == 1, 30, "the large object is not there")
+            wait_for(lambda: server.held() == 1, say="the large object is not there")
         stored = next(Path(place).rglob("*.dcm")).stat().st_size
     return Run("large", f"1 object of {stored / 1e9:.1f} GB", AGENT, 1, stored, cost.seconds, cost.cpu, cost.largest,
                cost.together)

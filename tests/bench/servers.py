@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -17,7 +16,7 @@ import requests
 import trustme
 
 from tests.harness import PROJECT, SECRET, Agent, wait_for
-from tests.peers import free_port
+from tests.peers import free_port, program
 
 _PLUGIN = "libOrthancDicomWeb.so"
 _PLUGIN_FOLDERS = ("/usr/share/orthanc/plugins", "/usr/lib/orthanc/plugins", "/usr/local/share/orthanc/plugins")
@@ -79,7 +78,7 @@ class Certificates:
 
 def missing() -> list[str]:
     """Peers that are not installed."""
-    lacking = [name for name in _NEEDED if _program(name) is None]
+    lacking = [name for name in _NEEDED if program(name) is None]
     return lacking if _plugin() else [*lacking, _PLUGIN]
 
 
@@ -110,9 +109,9 @@ def storescp(folder: Path, *, nodelay: bool = True) -> Iterator[Server]:
     """DCMTK's receiver, a process for each association; everything else as it is by default."""
     port, out = free_port(), folder / "out"
     out.mkdir(parents=True)
-    command = [str(_program("storescp")), "--fork", "-aet", "STORESCP", "-od", str(out), str(port)]
+    command = [str(program("storescp")), "--fork", "-aet", "STORESCP", "-od", str(out), str(port)]
     with _running(command, folder / "log", nodelay) as process:
-        wait_for(lambda: _listens(port), 20, "storescp to start")
+        wait_for(lambda: _listens(port), say="storescp to start")
         yield Server(STORESCP, port, "STORESCP", (process.pid,), lambda: sum(1 for _ in out.iterdir()))
 
 
@@ -134,7 +133,7 @@ def orthanc(folder: Path, *, nodelay: bool = True, servers: dict[str, Any] | Non
     file.write_text(json.dumps(settings))
     session = requests.Session()
     session.trust_env = False
-    with _running([str(_program("Orthanc")), str(file)], log, nodelay) as process, session:
+    with _running([str(program("Orthanc")), str(file)], log, nodelay) as process, session:
         server = OrthancServer(ORTHANC, dicom, "ORTHANC", (process.pid,),
                                lambda: int(server.ask("GET", "/statistics")["CountInstances"]),
                                f"http://127.0.0.1:{http}", session)
@@ -145,7 +144,7 @@ def orthanc(folder: Path, *, nodelay: bool = True, servers: dict[str, Any] | Non
             except requests.ConnectionError:
                 return False
 
-        wait_for(ready, 20, "Orthanc to start")
+        wait_for(ready, say="Orthanc to start")
         yield server
 
 
@@ -177,7 +176,7 @@ def central(folder: Path) -> Iterator[CentralServer]:
                "--tls-cert", str(certificates.certificate), "--tls-key", str(certificates.key),
                "--port-file", str(ready)]
     with _running(command, folder / "log", True):
-        wait_for(lambda: ready.exists() and ready.read_text(), 20, "the stand-in to start")
+        wait_for(lambda: ready.exists() and ready.read_text(), say="the stand-in to start")
         port = int(ready.read_text())
         yield CentralServer(port, f"https://127.0.0.1:{port}", certificates)
 
@@ -211,14 +210,10 @@ def _listens(port: int) -> bool:
                for row in rows.splitlines() if ":" in row.split()[1])
 
 
-def _program(name: str) -> str | None:
-    return shutil.which(name) or shutil.which(name, path="/usr/sbin:/usr/local/sbin")
-
-
 def _plugin() -> Path | None:
     return next((path for place in _PLUGIN_FOLDERS if (path := Path(place) / _PLUGIN).exists()), None)
 
 
 def _first_line(name: str, option: str) -> str:
-    done = subprocess.run([str(_program(name)), option], capture_output=True, text=True, check=False)
+    done = subprocess.run([str(program(name)), option], capture_output=True, text=True, check=False)
     return done.stdout.splitlines()[0]

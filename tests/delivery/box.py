@@ -23,7 +23,7 @@ from relay_agent.spool import Spool
 from relay_agent.worker import Worker
 from tests import data
 from tests.central import Central
-from tests.harness import SECRET, Agent, wait_for
+from tests.harness import PATIENCE, SECRET, Agent, wait_for
 
 USER, _, PASSWORD = SECRET.partition(":")
 IMPORT = "/data/services/import"
@@ -110,8 +110,8 @@ def staff(central: Central, method: str, path: str, *, verify: Path | bool = Tru
     with requests.Session() as session:
         session.trust_env = False
         return session.request(method, central.url + path, params=params, auth=("staff", "of the centre"),
-                               allow_redirects=False, timeout=20, verify=str(verify) if verify is not True else True
-                               ).status_code
+                               allow_redirects=False, timeout=PATIENCE,
+                               verify=str(verify) if verify is not True else True).status_code
 
 
 class Box(Agent):
@@ -138,7 +138,7 @@ class Box(Agent):
             yield self
         finally:
             self.worker.stop()
-            thread.join(60)
+            thread.join(PATIENCE)
             assert not thread.is_alive(), "the worker did not stop"
 
     def take(self, images: Sequence[Dataset]) -> None:
@@ -153,26 +153,25 @@ class Box(Agent):
         return self.ledger.one("SELECT d.*, s.state AS shipment_state, s.reason FROM shipment s LEFT JOIN delivery d "
                                "ON d.shipment = s.id AND d.destination = ? WHERE s.id = ?", destination, shipment)
 
-    def wait(self, state: Stop, shipment: int = 1, destination: str = "central", seconds: float = 60) -> Any:
+    def wait(self, state: Stop, shipment: int = 1, destination: str = "central") -> Any:
         """Wait until a delivery is in a state; its row."""
         def there() -> Any:
             row = self.delivery(shipment, destination)
             return row if row is not None and row["state"] == state else None
 
-        return self._until(there, seconds, state, shipment, destination)
+        return self._until(there, state, shipment, destination)
 
-    def _until(self, what: Callable[[], Any], seconds: float, say: str, shipment: int, destination: str = "central"
-               ) -> Any:
+    def _until(self, what: Callable[[], Any], say: str, shipment: int, destination: str = "central") -> Any:
         try:
-            return wait_for(what, seconds)
+            return wait_for(what)
         except AssertionError:
-            raise AssertionError(f"waited {seconds:.0f} s in vain for {say}: "
+            raise AssertionError(f"waited in vain for {say}: "
                                  f"{dict(self.delivery(shipment, destination) or {})}") from None
 
-    def wait_shipment(self, state: State, shipment: int = 1, seconds: float = 60) -> Any:
+    def wait_shipment(self, state: State, shipment: int = 1) -> Any:
         """Wait until a shipment is in a state; its row."""
         return self._until(lambda: self.ledger.one("SELECT * FROM shipment WHERE id = ? AND state = ?", shipment,
-                                                   state), seconds, state, shipment)
+                                                   state), state, shipment)
 
     def wait_words(self, words: str, shipment: int = 1, destination: str = "central", attempts: int = 1) -> Any:
         """Wait until a delivery says why it does not get on."""
@@ -180,13 +179,13 @@ class Box(Agent):
             row = self.delivery(shipment, destination)
             return row if row is not None and words in (row["error"] or "") and row["attempts"] >= attempts else None
 
-        return self._until(there, 60, words, shipment, destination)
+        return self._until(there, words, shipment, destination)
 
     def retry(self, shipment: int = 1) -> None:
         """What an operator does with ``relay-agent retry``."""
         review.retry(self.ledger, shipment, "operator")
 
-    def impatiently(self, state: Stop = Stop.VERIFIED, shipment: int = 1, seconds: float = 90) -> Any:
+    def impatiently(self, state: Stop = Stop.VERIFIED, shipment: int = 1) -> Any:
         """Wait for a state with an operator who does not wait for a pause of more than two seconds."""
         def there() -> Any:
             row = self.delivery(shipment)
@@ -196,7 +195,7 @@ class Box(Agent):
                 self.retry(shipment)
             return None
 
-        return self._until(there, seconds, state, shipment)
+        return self._until(there, state, shipment)
 
     def all_here(self, images: Sequence[Dataset]) -> None:
         """Nothing was purged, nor would be: every image is in the spool as it came, and the ledger balances."""

@@ -119,7 +119,7 @@ def test_kills_at_random_points(tmp_path: Path) -> None:
             count = sum(map(len, sent.values()))
             assert sum(scanner.attempts for scanner in scanners) > len(sent), "no association was hit by a kill"
             ledger = box.ledger
-            wait_for(lambda: balance(ledger).delivered == count, 120, f"seed {seed}: {balance(ledger)} of {count}")
+            wait_for(lambda: balance(ledger).delivered == count, say=f"seed {seed}: {balance(ledger)} of {count}")
             over.set()
             watcher.join()
             assert set(sums) == {0}
@@ -181,7 +181,7 @@ def test_the_central_is_killed_and_comes_back(tmp_path: Path) -> None:
             first.close()
             process, port = first.enter_context(central_process(tmp_path, port))
         assert kills >= 2
-        wait_for(lambda: box.balances().delivered == count, 60, f"seed {seed}: {box.status()}")
+        wait_for(lambda: box.balances().delivered == count, say=f"seed {seed}: {box.status()}")
         first.close()
         central = Central(tmp_path / "central", users={USER: PASSWORD})  # to look at what it kept
         try:
@@ -194,7 +194,7 @@ def test_the_central_is_killed_and_comes_back(tmp_path: Path) -> None:
 
 def in_state(box: Agent, state: str, instances: int) -> None:
     """Wait until so many instances are in a state, without a connection of our own that would hold the old ledger."""
-    wait_for(lambda: box.json("status")["shipments"].get(state, {}).get("instances") == instances, 60, state)
+    wait_for(lambda: box.json("status")["shipments"].get(state, {}).get("instances") == instances, say=state)
 
 
 def forget(box: Agent, *names: str) -> None:
@@ -280,7 +280,7 @@ def test_the_worker_is_stopped_under_a_hanging_server(tmp_path: Path) -> None:
             wait_for(lambda: central.faults.listing()[0]["struck"] > 0, say="the upload hangs")
             process = box.processes["work"]
             process.terminate()
-            assert process.wait(20) == 0
+            assert process.wait(60) == 0
             box.all_here(images)
             central.behave()
             box.start("work")

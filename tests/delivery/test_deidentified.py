@@ -189,7 +189,7 @@ def test_what_a_script_rejects_is_set_apart_and_the_rest_goes(pair: Pair, tmp_pa
     box, central = pair(route=route, more=more)
     sent = images(3, series=2)
     box.take(sent)
-    wait_for(lambda: (box.balances().delivered, box.balances().rejected) == (3, 3), 60, "three go and three stay")
+    wait_for(lambda: (box.balances().delivered, box.balances().rejected) == (3, 3), say="three go and three stay")
     assert len(archived_files(central)) == 3
     rows = box.ledger.all("SELECT * FROM shipment WHERE state = 'rejected'")  # more than one when this machine is slow
     assert all("p1.das" in row["reason"] and "rejected by the script" in row["reason"] for row in rows)

@@ -60,7 +60,7 @@ def test_the_disk_of_the_box_is_full(tmp_path: Path) -> None:
             (box.config.data / "filler").unlink()
             assert set(send(box.port, second)) == {0}
             box.wait(Stop.VERIFIED)
-            wait_for(lambda: box.balances().delivered == 60, 60, "it goes on when there is room")
+            wait_for(lambda: box.balances().delivered == 60, say="it goes on when there is room")
             arrived_exactly(central, first, "S1_MR1")
             arrived_exactly(central, second, "S2_MR1")
             box.proved()
@@ -151,7 +151,7 @@ def test_what_rots_while_a_second_destination_waits(tmp_path: Path) -> None:
 @pytest.mark.parametrize("hours", [-24 * 400, -2, 3, 24 * 400])
 def test_the_clock_jumps_while_a_delivery_waits(pair: Pair, monkeypatch: pytest.MonkeyPatch, hours: int) -> None:
     """The clock is set by hours (a zone's worth, at boot) or years: what was put off must not wait for the old time."""
-    box, central = pair(destination={"retry_first": "20 s", "retry_longest": "20 s"})
+    box, central = pair(destination={"retry_first": "1 h", "retry_longest": "1 h"})
     central.misbehave("busy-503")
     images = list(data.study(1, 3))
     box.take(images)
@@ -161,7 +161,7 @@ def test_the_clock_jumps_while_a_delivery_waits(pair: Pair, monkeypatch: pytest.
     monkeypatch.setattr(time, "time", lambda: really() + hours * 3600)
     late = list(data.study(1, 3, comments="Project:P1 Subject:S2 Session:S2_MR1"))
     box.take(late)
-    row = box.wait(Stop.VERIFIED, seconds=10)
+    row = box.wait(Stop.VERIFIED)
     assert row["attempts"] == 1
     box.wait(Stop.VERIFIED, shipment=2)
     arrived_exactly(central, images)
@@ -190,31 +190,42 @@ def test_a_session_opened_under_a_wrong_clock_is_completed(tmp_path: Path, shift
 # Windows
 
 
-def in_seconds(seconds: float) -> str:
+def in_hours(hours: float) -> str:
     """A time of day."""
-    return (datetime.now() + timedelta(seconds=seconds)).strftime("%H:%M:%S")
+    return (datetime.now() + timedelta(hours=hours)).strftime("%H:%M:%S")
 
 
-def test_a_window_that_opens(pair: Pair) -> None:
+def later(box: Box, monkeypatch: pytest.MonkeyPatch, hours: float) -> None:
+    """It is some hours later, as far as the worker can tell."""
+    really = time.time
+    there: Any = box.worker._shippers[0].there
+    monkeypatch.setattr(there._throttle, "_now", lambda: datetime.now() + timedelta(hours=hours))
+    monkeypatch.setattr(time, "time", lambda: really() + hours * 3600)
+
+
+def test_a_window_that_opens(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     """Closed: not sent, and no failure; it opens: sent at once, without anybody's help."""
-    box, central = pair(destination={"windows": [{"start": in_seconds(5), "end": in_seconds(120)}]})
+    box, central = pair(destination={"windows": [{"start": in_hours(1), "end": in_hours(3)}]})
     images = list(data.study(1, 3))
     box.take(images)
     row = box.wait_words("waits for its time window", attempts=0)
     assert (row["attempts"], row["failing_since"]) == (0, None)
     box.all_here(images)
-    box.wait(Stop.VERIFIED, seconds=20)
+    later(box, monkeypatch, 2)
+    box.wait(Stop.VERIFIED)
     arrived_exactly(central, images)
 
 
-def test_a_window_that_closes_in_the_middle(tmp_path: Path) -> None:
+def test_a_window_that_closes_in_the_middle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is under way stops when the window ends; the rest goes when it opens again, and only the rest."""
     images = list(data.study(6, 4, size=(96, 96)))
     with site(tmp_path / "central") as central:
         limited = to(central.url, tmp_path / "box", bandwidth="50 kB/s", compression="store", streams=1,
-                     windows=[{"start": in_seconds(-60), "end": in_seconds(6)}]) + everything()
-        with Box(tmp_path / "box", limited).working() as box:
+                     windows=[{"start": in_hours(-1), "end": in_hours(1)}]) + everything()
+        with Box(tmp_path / "box", limited).working() as box, monkeypatch.context() as patch:
             box.take(images)
+            wait_for(lambda: central.prearchive_instances("P1"), say="some of it is there")
+            later(box, patch, 2)
             row = box.wait_words("waits for its time window", attempts=0)
             assert row["state"] == Stop.WAITING
             there = len(central.prearchive_instances("P1"))

@@ -69,18 +69,18 @@ def test_a_damaged_file_is_held(tmp_path: Path, damage: Any, words: str, when: s
 
 def test_a_token_renews_itself(tmp_path: Path) -> None:
     """The credential is only for the first day: from then on each token fetches the next, whatever became of it."""
-    lifetime = 8.0
-    with working(tmp_path, {"token_lifetime": "8 s"}, token_lifetime=lifetime) as (box, central):
+    lifetime = 8.0  # over there; renewed after two seconds
+    with working(tmp_path, {"token_lifetime": "4 s"}, token_lifetime=lifetime) as (box, central):
         box.take(list(data.study(1, 1, comments="Project:P1 Subject:T0 Session:T0_MR1")))
         box.wait(Stop.VERIFIED)
         (box.folder / "secret").write_text(f"{USER}:wrong", encoding="utf-8")
         with requests.Session() as session:
             session.trust_env = False
-            assert session.get(f"{central.url}/data/auth", auth=(USER, "wrong"), timeout=20).status_code == 401
+            assert session.get(f"{central.url}/data/auth", auth=(USER, "wrong"), timeout=60).status_code == 401
         refused_here = 1
         replaced = time.monotonic()
         number = 1
-        while time.monotonic() < replaced + 2.2 * lifetime:
+        while time.monotonic() < replaced + 1.5 * lifetime:
             number += 1
             next_one = time.monotonic() + 2
             box.take(list(data.study(1, 1, comments=f"Project:P1 Subject:T{number} Session:T{number}_MR1")))
@@ -105,7 +105,7 @@ def test_bandwidth_is_kept_to(tmp_path: Path) -> None:
         sent = sum(request["bytes"] for request in uploads)
         assert 5_000_000 < sent < 5_500_000
         took = max(r["at"] + r["seconds"] for r in uploads) - min(r["at"] for r in uploads)
-        assert 4.5 <= took <= 9, f"{sent} bytes in {took:.1f} s"
+        assert 4.5 <= took <= 15, f"{sent} bytes in {took:.1f} s"
 
 
 def test_nothing_goes_outside_the_time_window(tmp_path: Path) -> None:

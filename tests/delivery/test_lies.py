@@ -187,11 +187,11 @@ def test_uploads_cut_at_random_bytes(pair: Pair) -> None:
     struck = 0
     for _ in range(20):  # each cut takes the next upload, wherever the box is by then
         fault = central.misbehave("cut-at", bytes=dice.randrange(1, 30_000), times=1)
-        wait_for(lambda fault=fault: fault.struck or box.balances().delivered == 120, 60, "the cut strikes")
+        wait_for(lambda fault=fault: fault.struck or box.balances().delivered == 120, say="the cut strikes")
         struck += fault.struck
     central.behave()
     assert struck >= 15, "too few uploads were cut for this to mean anything"
-    wait_for(lambda: box.balances().delivered == 120, 90, f"all delivered; seed {seed}: {box.status()}")
+    wait_for(lambda: box.balances().delivered == 120, say=f"all delivered; seed {seed}: {box.status()}")
     for label, images in sessions.items():
         arrived_exactly(central, images, label)
     assert len(central.prearchive_rows()) == 0

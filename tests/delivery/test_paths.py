@@ -339,7 +339,7 @@ def test_routes_take_what_their_conditions_say(tmp_path: Path) -> None:
                 ports = box.ports[to_whom.get("called", "RELAY")]
                 assert set(send(ports, images, **to_whom)) == {0}
             sent = sum(len(images) for project, images, _ in sessions if project)
-            wait_for(lambda: box.balances().delivered == sent, 60, "everything with a route is delivered")
+            wait_for(lambda: box.balances().delivered == sent, say="everything with a route is delivered")
             for number, (project, images, _) in enumerate(sessions, 1):
                 if project:
                     arrived_exactly(central, images, f"A{number}_MR1", project)

@@ -117,7 +117,7 @@ def test_no_patient_and_no_secret_comes_out(tmp_path: Path) -> None:
             (landing / f"{data.PATIENT_ID}.dcm").write_bytes(cut.read_bytes()[:-2])
             (landing / "letter.txt").write_text(f"{data.PATIENT_NAME}, born {BIRTH_DATE}", encoding="utf-8")
             for condition in ("destination down", "quarantine", "held"):
-                wait_for(partial(inbox.has, condition), 45, f"a mail about {condition}")
+                wait_for(partial(inbox.has, condition), say=f"a mail about {condition}")
             quotes = f"Session {data.PATIENT_ID} of {LABEL}, {data.PATIENT_NAME}, born {BIRTH_DATE}: conflict"
             conflict = central.misbehave("commit-conflict", message=quotes, times=1)
             central.behave("400-wrap")

@@ -23,11 +23,11 @@ def test_a_token_is_renewed_while_nothing_is_delivered(pair: Pair) -> None:
 
     The password is refused after the first log-in, as it is where the credential was a token from the start.
     """
-    box, central = pair(token_lifetime=4.0, destination={"token_lifetime": "4 s"})
+    box, central = pair(token_lifetime=8.0, destination={"token_lifetime": "4 s"})
     box.take(list(data.study(1, 1)))
     box.wait(Stop.VERIFIED)
     central.accounts.users.pop(USER)
-    time.sleep(9)
+    time.sleep(10)
     box.take(list(data.study(1, 1, comments="Project:P1 Subject:S2 Session:S2_MR1")))
     box.wait(Stop.VERIFIED, shipment=2)
     assert trouble(box) == ""
@@ -37,11 +37,11 @@ def test_a_token_is_renewed_while_nothing_is_delivered(pair: Pair) -> None:
 
 def test_a_token_that_cannot_be_renewed_is_told_early(pair: Pair) -> None:
     """Renewing fails: deliveries go on with the old token, and operators hear of it before it has expired."""
-    box, central = pair(token_lifetime=8.0, destination={"token_lifetime": "8 s"})
+    box, central = pair(token_lifetime=600.0, destination={"token_lifetime": "8 s"})
     box.take(list(data.study(1, 1)))
     box.wait(Stop.VERIFIED)
     central.misbehave("busy-500", path="/tokens/issue$")
-    wait_for(lambda: trouble(box), 15, "it is noticed")
+    wait_for(lambda: trouble(box), say="it is noticed")
     assert "the token of central cannot be renewed" in trouble(box)
     assert "it expires in" in trouble(box)
     box.worker._tell()
@@ -55,12 +55,12 @@ def test_an_expired_token_and_a_new_password(pair: Pair) -> None:
 
     Meanwhile an idle box must not go on logging in with what is refused, or the account is locked.
     """
-    box, central = pair(token_lifetime=2.0, destination={"token_lifetime": "1 h"})
+    box, central = pair(token_lifetime=6.0, destination={"token_lifetime": "1 h"})
     first, second = (list(data.study(1, 2, comments=f"Project:P1 Subject:S{n} Session:S{n}_MR1")) for n in (1, 2))
     box.take(first)
     box.wait(Stop.VERIFIED)
     central.accounts.users[USER] = "another password"
-    time.sleep(4)
+    time.sleep(8)
     assert all(request["status"] != 401 for request in central.requests), "it logs in without need"
     box.take(second)
     row = box.wait_words("the credential was refused", shipment=2, attempts=2)

@@ -97,10 +97,10 @@ def test_presence_does_not_prove_a_new_version(archive: Orthanc, tmp_path: Path)
         there.missing(second, None)
     with pytest.raises(Retry, match="1 of 1 instances are not there"):
         there.prove(second, "")
-    for one in requests.get(f"{archive.rest}/instances", timeout=5).json():
-        tags = requests.get(f"{archive.rest}/instances/{one}/simplified-tags", timeout=5).json()
+    for one in requests.get(f"{archive.rest}/instances", timeout=60).json():
+        tags = requests.get(f"{archive.rest}/instances/{one}/simplified-tags", timeout=60).json()
         if tags["SOPInstanceUID"] == second.items[0].sop_instance:
-            requests.delete(f"{archive.rest}/instances/{one}", timeout=5)
+            requests.delete(f"{archive.rest}/instances/{one}", timeout=60)
     deliver(there, second)
 
 

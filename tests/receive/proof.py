@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
 import struct
 import subprocess
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NoReturn
@@ -17,21 +14,7 @@ import pytest
 
 from relay_agent.ledger import balance
 from tests.harness import Agent, wait_for
-
-
-def needed(name: str) -> str:
-    """The path of a program; without it a test is skipped, and fails where nobody would notice the skip."""
-    own = Path(sys.prefix, "bin")  # pynetdicom brings programs of the same names as DCMTK's
-    places = [place for place in os.environ.get("PATH", "").split(":") if place and Path(place) != own]
-    path = shutil.which(name, path=":".join([*places, "/usr/sbin", "/sbin"]))
-    return path or absent(f"{name} is not installed")
-
-
-def absent(what: str) -> NoReturn:
-    """Skip where people work, fail in CI."""
-    if os.environ.get("CI"):
-        pytest.fail(f"{what}, and this test must not be skipped here")
-    pytest.skip(what)
+from tests.peers import needed
 
 
 def not_permitted(what: str) -> NoReturn:
@@ -99,14 +82,14 @@ def stored(agent: Agent, sop_instance: str) -> Path:
     return agent.config.spool / str(row(agent, sop_instance)["path"])
 
 
-def all_rows(agent: Agent, sop_instances: Iterable[str], seconds: float = 30.0) -> dict[str, Any]:
+def all_rows(agent: Agent, sop_instances: Iterable[str]) -> dict[str, Any]:
     """Rows of many instances, which must come: each exactly once."""
     wanted = set(sop_instances)
 
     def found() -> bool:
         return wanted <= {r[0] for r in agent.ledger.all("SELECT sop_instance FROM instance")}
 
-    wait_for(found, seconds, "not everything that was acknowledged is in the ledger")
+    wait_for(found, say="not everything that was acknowledged is in the ledger")
     listed = [r for r in agent.ledger.all("SELECT * FROM instance") if r["sop_instance"] in wanted]
     assert len(listed) == len(wanted), "an instance has more than one row"
     return {r["sop_instance"]: r for r in listed}
@@ -125,8 +108,8 @@ def intact(agent: Agent) -> int:
     def known() -> set[str]:
         return {r["path"] for r in agent.ledger.all("SELECT path FROM instance WHERE purged IS NULL")}
 
-    wait_for(lambda: not partials(agent), 30, f"left behind: {partials(agent)}")
-    wait_for(lambda: known() == there(), 30, "ledger and spool do not become the same")
+    wait_for(lambda: not partials(agent), say=f"left behind: {partials(agent)}")
+    wait_for(lambda: known() == there(), say="ledger and spool do not become the same")
     paths = [agent.config.spool / path for path in there()]
     for path in paths:
         assert hashlib.sha256(part10(path)[1]).hexdigest() == path.stem, f"{path.name} is not what it is named"

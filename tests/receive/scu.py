@@ -13,6 +13,8 @@ from pydicom.filebase import DicomBytesIO
 from pydicom.filewriter import write_dataset
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, MRImageStorage
 
+from tests.harness import PATIENCE
+
 RQ, AC, RJ, P_DATA, RELEASE_RQ, RELEASE_RP, ABORT = range(1, 8)
 CONTEXT_NAME = "1.2.840.10008.3.1.1.1"
 VERIFICATION, COMMITMENT = "1.2.840.10008.1.1", "1.2.840.10008.1.20.1"
@@ -107,7 +109,7 @@ class SCU:
     """One association, or an attempt at one."""
 
     def __init__(self, port: int, *, host: str = "127.0.0.1", source: str = "", tls: ssl.SSLContext | None = None,
-                 timeout: float = 60.0) -> None:
+                 timeout: float = PATIENCE) -> None:
         self.socket: socket.socket = socket.create_connection((host, port), timeout,
                                                               source_address=(source, 0) if source else None)
         if tls:

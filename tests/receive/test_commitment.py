@@ -21,7 +21,7 @@ from pynetdicom import AE, build_role, evt
 from pynetdicom.association import Association
 
 from tests import data, peers
-from tests.harness import Agent, running, wait_for
+from tests.harness import PATIENCE, Agent, running, wait_for
 from tests.receive import proof, scu
 from tests.undisturbed import no_delay, undisturbed
 
@@ -57,8 +57,8 @@ class Asker:
         """N-ACTION, and the N-EVENT-REPORT that follows it on this association."""
         transaction, status = self.request(*instances)
         assert status == 0
-        report, thread = self.reports.get(timeout=60)
-        thread.join(60)  # it still has to send the response, which must not come in between what we send next
+        report, thread = self.reports.get(timeout=PATIENCE)
+        thread.join(PATIENCE)  # it still has to send the response, which must not come in between what we send next
         assert report.transaction == transaction and not thread.is_alive()
         return report
 
@@ -104,7 +104,7 @@ def asker(agent: Agent, calling: str = "SCANNER") -> Iterator[Asker]:
         return 0, None
 
     ae = AE(ae_title=calling)
-    ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = 60
+    ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = PATIENCE
     for sop_class in (MRImageStorage, CTImageStorage, scu.COMMITMENT):
         ae.add_requested_context(sop_class)
     association = ae.associate("127.0.0.1", agent.port, ae_title="RELAY", evt_handlers=[
@@ -243,7 +243,7 @@ def test_reported_over_an_association_of_its_own(tmp_path: Path) -> None:
         ae.add_supported_context(scu.COMMITMENT, scu_role=False, scp_role=True)
         server = ae.start_server(("127.0.0.1", port), block=False, evt_handlers=[(evt.EVT_N_EVENT_REPORT, told)])
         try:
-            report, calling = reports.get(timeout=60)
+            report, calling = reports.get(timeout=PATIENCE)
             assert calling == "RELAY" and report.transaction == transaction and report.event == 2
             assert report.safe == {(MRImageStorage, image.SOPInstanceUID)}
             assert report.failed == {(MRImageStorage, unknown): NO_SUCH_INSTANCE}
@@ -265,12 +265,12 @@ def test_callers_that_are_away_do_not_hold_up_the_work(tmp_path: Path) -> None:
             for _ in range(20):
                 assert peer.request((MRImageStorage, generate_uid()))[1] == 0
         wait_for(lambda: agent.ledger.value("SELECT count(*) FROM commitment") == 20)
-        wait_for(lambda: "caller is not reachable" in agent.log, 60)
+        wait_for(lambda: "caller is not reachable" in agent.log)
         with scu.SCU(agent.port) as store:
             image = data.instance()
             assert store.associate().store(image.SOPInstanceUID, scu.encode(image)) == 0
             store.release()
-        agent.wait_state("held", 1, 60)
+        agent.wait_state("held", 1)
 
 
 def test_orthanc_asks_and_is_told(tmp_path: Path) -> None:
@@ -282,22 +282,22 @@ def test_orthanc_asks_and_is_told(tmp_path: Path) -> None:
         with peers.orthanc(folder, DicomPort=port, DicomModalities=modality) as orthanc:
             images = list(data.study(1, 5))
             for path in data.write(images, tmp_path / "files"):
-                requests.post(f"{orthanc.rest}/instances", data=path.read_bytes(), timeout=30).raise_for_status()
-            stored = requests.post(f"{orthanc.rest}/modalities/relay/store", timeout=60, json={
+                requests.post(f"{orthanc.rest}/instances", data=path.read_bytes(), timeout=PATIENCE).raise_for_status()
+            stored = requests.post(f"{orthanc.rest}/modalities/relay/store", timeout=PATIENCE, json={
                 "Resources": orthanc.instances(), "StorageCommitment": True}).json()
             assert stored["FailedInstancesCount"] == 0
             unknown = generate_uid()
-            asked = requests.post(f"{orthanc.rest}/modalities/relay/storage-commitment", timeout=60, json={
+            asked = requests.post(f"{orthanc.rest}/modalities/relay/storage-commitment", timeout=PATIENCE, json={
                 "DicomInstances": [[str(MRImageStorage), unknown],
                                    *([str(i.SOPClassUID), str(i.SOPInstanceUID)] for i in images)]}).json()
 
             def outcome(transaction: str) -> Any:
-                report = requests.get(f"{orthanc.rest}/storage-commitment/{transaction}", timeout=30).json()
+                report = requests.get(f"{orthanc.rest}/storage-commitment/{transaction}", timeout=PATIENCE).json()
                 return report if report["Status"] != "Pending" else None
 
-            report = wait_for(lambda: outcome(stored["StorageCommitmentTransactionUID"]), 60, agent.log[-2000:])
+            report = wait_for(lambda: outcome(stored["StorageCommitmentTransactionUID"]), say=agent.log[-2000:])
             assert report["Status"] == "Success" and len(report["Success"]) == 5
-            report = wait_for(lambda: outcome(asked["ID"]), 60, agent.log[-2000:])
+            report = wait_for(lambda: outcome(asked["ID"]), say=agent.log[-2000:])
             assert report["Status"] == "Failure" and report["RemoteAET"] == "RELAY"
             assert {entry["SOPInstanceUID"] for entry in report["Success"]} == {i.SOPInstanceUID for i in images}
             assert [(entry["SOPInstanceUID"], entry["FailureReason"]) for entry in report["Failures"]] == [

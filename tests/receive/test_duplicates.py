@@ -44,7 +44,7 @@ def shipments(agent: Agent, study: str, states: list[str]) -> list[Any]:
         rows = agent.ledger.all("SELECT * FROM shipment WHERE study_uid = ? ORDER BY supplement", study)
         return rows if [row["state"] for row in rows] == states else []
 
-    listed: list[Any] = wait_for(found, 60, f"{study} does not become {states}")
+    listed: list[Any] = wait_for(found, say=f"{study} does not become {states}")
     return listed
 
 

@@ -19,8 +19,8 @@ import pytest
 from relay_agent.book import reconcile
 from relay_agent.ledger import Ledger
 from relay_agent.spool import Spool
-from tests import data
-from tests.harness import Agent, running, wait_for
+from tests import data, peers
+from tests.harness import PATIENCE, Agent, running, wait_for
 from tests.receive import proof, scu
 
 WAYS = {"journal": "8 MiB", "files": "0 B"}  # small instances by way of the journal, or each straight into its file
@@ -120,7 +120,7 @@ def hexed(raw: bytes) -> str:
 @pytest.mark.parametrize("way", WAYS)
 def test_synced_before_answered(tmp_path: Path, way: str) -> None:
     """The kernel's own account: for each C-STORE a successful sync of file and name comes before the answer's bytes."""
-    strace = proof.needed("strace")
+    strace = peers.needed("strace")
     with running(Agent(tmp_path, receive(WAYS[way], processes=1)), "receive") as agent:
         (child,) = proof.children(agent.processes["receive"].pid)
         output = tmp_path / "trace"
@@ -143,7 +143,7 @@ def test_synced_before_answered(tmp_path: Path, way: str) -> None:
                 assert peer.store(image.SOPInstanceUID, marker + scu.encode(image)) == 0
             peer.release()
         tracer.send_signal(signal.SIGINT)
-        tracer.wait(30)
+        tracer.wait(PATIENCE)
         trace = decoded(output.read_text())
         assert unsynced(trace, [hexed(marker) for marker in markers]) == []
         # The judge must be able to find somebody guilty: the same account without its syncs.
@@ -253,7 +253,7 @@ def test_a_disk_that_is_really_full(tmp_path: Path, way: str) -> None:
             ballast.unlink()
             again, refused = store_until_refused(agent, (300, 300), 5)
             assert len(again) == 5 and not refused
-            proof.all_rows(agent, [*first, *taken, *again], 60)
+            proof.all_rows(agent, [*first, *taken, *again])
             assert proof.intact(agent) == len(first) + len(taken) + len(again)
 
 
@@ -361,7 +361,7 @@ def test_killed_at_random_points(tmp_path: Path, leftovers: list[Agent]) -> None
         time.sleep(random_.uniform(0.0, 0.7))
         kill(agent)
         for sender in senders:
-            sender.join(60)
+            sender.join(PATIENCE)
             promised += sender.acknowledged
     with running(Agent(tmp_path, receive()), "receive") as agent:
         rows = proof.all_rows(agent, promised)
@@ -480,7 +480,7 @@ def test_stopped_in_good_order(tmp_path: Path, leftovers: list[Agent]) -> None:
     wait_for(lambda: all(len(sender.acknowledged) > 5 for sender in senders))
     agent.stop("receive")
     for sender in senders:
-        sender.join(60)
+        sender.join(PATIENCE)
     promised = [uid for sender in senders for uid in sender.acknowledged]
     rows = {row["sop_instance"]: row for row in Ledger(agent.config.ledger).all("SELECT * FROM instance")}
     assert set(promised) <= set(rows) and len(set(rows) - set(promised)) <= 3

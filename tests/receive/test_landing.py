@@ -22,7 +22,7 @@ from relay_agent.config import load
 from relay_agent.ledger import Ledger
 from relay_agent.spool import Spool
 from relay_agent.stage import Landing
-from tests import data
+from tests import data, peers
 from tests.harness import PROJECT, Agent, running, wait_for
 from tests.receive import proof, scu
 
@@ -47,7 +47,7 @@ def box(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Agent]:
 
 def gone(*paths: Path) -> None:
     """Wait until files were taken."""
-    wait_for(lambda: not any(os.path.lexists(path) for path in paths), 60, f"not taken in: {paths}")
+    wait_for(lambda: not any(os.path.lexists(path) for path in paths), say=f"not taken in: {paths}")
 
 
 def written(image: Any, path: Path) -> bytes:
@@ -149,7 +149,7 @@ def test_what_is_no_dicom_is_quarantined_with_its_reason(box: Agent) -> None:
         (landing / name).write_bytes(content)
     (aside / "medium").rename(landing / "medium")
     gone(*(landing / name for name in contents), landing / "medium" / "DICOMDIR")
-    wait_for(lambda: box.json("status")["balance"]["quarantined"] - before == 6, 60, "six files are in quarantine")
+    wait_for(lambda: box.json("status")["balance"]["quarantined"] - before == 6, say="six files are in quarantine")
     assert len(quarantined(box, "no DICOM preamble")) >= 2 and len(quarantined(box, "DICOMDIR")) == 1
     assert len(quarantined(box, "File Meta")) >= 2
     assert box.json("status")["balance"]["difference"] == 0
@@ -235,7 +235,7 @@ def test_when_notifications_are_lost(tmp_path: Path) -> None:
 
 def test_without_notifications_at_all(tmp_path: Path) -> None:
     """The system has none left to give (fs.inotify.max_user_instances): the worker starts, and the rescan finds all."""
-    unshare = proof.needed("unshare")
+    unshare = peers.needed("unshare")
     if proof.run(unshare, "--user", "--map-root-user", "true", check=False).returncode != 0:
         proof.not_permitted("user namespaces are not permitted")
     agent = Agent(tmp_path, stage=stage(rescan="2 s"))
@@ -245,7 +245,7 @@ def test_without_notifications_at_all(tmp_path: Path) -> None:
         wait_for((agent.config.landing / "RELAY").is_dir, say=agent.log)
         image = data.instance()
         written(image, agent.config.landing / "unseen.dcm")
-        wait_for(lambda: proof.rows(agent, str(image.SOPInstanceUID)), 60, agent.log)
+        wait_for(lambda: proof.rows(agent, str(image.SOPInstanceUID)), say=agent.log)
         assert "notifications" in agent.log and proof.failures(agent.log) == []
     finally:
         agent.stop(kill=True)

@@ -448,7 +448,7 @@ def test_idle_associations_are_aborted(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_half_open_connections_end(target: Agent, half_open: dict[str, float]) -> None:
     """Silent, half a request, a byte now and then: all closed after the ARTIM time of 30 s, whatever they do."""
-    wait_for(lambda: len(half_open) == 3, 120, "a caller may hold a connection for as long as it likes")
+    wait_for(lambda: len(half_open) == 3, say="a caller may hold a connection for as long as it likes")
     assert min(half_open.values()) > 29 and set(half_open) == {"silent", "half", "dripping"}
     sees_a_healthy_box(target)
 

@@ -29,7 +29,7 @@ from pynetdicom import AE, AllStoragePresentationContexts, evt
 from pynetdicom.pdu_primitives import AsynchronousOperationsWindowNegotiation
 
 from tests import data, peers
-from tests.harness import Agent, running, wait_for
+from tests.harness import PATIENCE, Agent, running, wait_for
 from tests.receive import proof, scu
 from tests.undisturbed import no_delay, undisturbed
 
@@ -316,9 +316,9 @@ def test_orthanc_as_the_sender(box: Agent, tmp_path: Path) -> None:
     images = list(data.study(2, 15))
     with peers.orthanc(tmp_path / "orthanc", DicomModalities={"relay": ["RELAY", "127.0.0.1", box.port]}) as orthanc:
         for path in data.write(images, tmp_path / "files"):
-            requests.post(f"{orthanc.rest}/instances", data=path.read_bytes(), timeout=30).raise_for_status()
+            requests.post(f"{orthanc.rest}/instances", data=path.read_bytes(), timeout=PATIENCE).raise_for_status()
         answer = requests.post(f"{orthanc.rest}/modalities/relay/store", json={"Resources": orthanc.instances()},
-                               timeout=120)
+                               timeout=PATIENCE)
         assert answer.json()["FailedInstancesCount"] == 0 and answer.json()["InstancesCount"] == len(images)
     rows = proof.all_rows(box, [str(image.SOPInstanceUID) for image in images])
     assert {row["calling_ae"] for row in rows.values()} == {"ORTHANC"}
@@ -328,7 +328,7 @@ def test_orthanc_as_the_sender(box: Agent, tmp_path: Path) -> None:
 
 def test_six_senders_at_once(box: Agent, tmp_path: Path) -> None:
     """Scanners do not queue up for each other: six storescu processes, none of whose instances may go astray."""
-    storescu = proof.needed("storescu")
+    storescu = peers.needed("storescu")
     sent: list[str] = []
     senders = []
     for number in range(6):
@@ -337,7 +337,7 @@ def test_six_senders_at_once(box: Agent, tmp_path: Path) -> None:
         data.write(images, tmp_path / str(number))
         senders.append(subprocess.Popen([storescu, "-aet", f"SCU{number}", "-aec", "RELAY", "+sd", "127.0.0.1",
                                          str(box.port), str(tmp_path / str(number))]))
-    assert [sender.wait(240) for sender in senders] == [0] * 6
+    assert [sender.wait(PATIENCE) for sender in senders] == [0] * 6
     rows = proof.all_rows(box, sent)
     assert len(rows) == 300 and len({row["calling_ae"] for row in rows.values()}) == 6
     assert {row["copies"] for row in rows.values()} == {1}

@@ -1,0 +1,23 @@
+"""How the tests are spread over processes (``pytest -n``)."""
+
+from __future__ import annotations
+
+import pytest
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of a file that share a box or a server stay together, in their order; of the others the longest go first.
+
+    For ``--dist loadgroup``.
+    """
+    for item in items:
+        if _shares(item):
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None or _shares(item))
+
+
+def _shares(item: pytest.Item) -> bool:
+    """Whether it uses a fixture of these folders that lives longer than a test."""
+    fixtures = item._fixtureinfo.name2fixturedefs.values()
+    return any(fixture.scope != "function" and fixture.baseid.startswith("tests")
+               for found in fixtures for fixture in found)
