@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+UNIT := tests/agent tests/deidentify tests/kspace tests/repo
 # The tests start the agent some hundred times; without its compiled modules each costs half a second more.
 unexport PYTHONDONTWRITEBYTECODE
 
@@ -11,17 +12,21 @@ help: ## Show the commands
 demo: $(VENV)/demo ## See a study leave a scanner, travel over HTTPS and be proved to have arrived
 	@$(BIN)/python -m tests.demo
 
-check: $(VENV)/test ## Lint, types, rules of the roles and unit tests: about two minutes
+check: $(VENV)/test ## Lint, types, rules of the roles and unit tests: under two minutes
+	@$(MAKE) --no-print-directory --output-sync -j 2 lint unit
+
+lint: $(VENV)/test
 	$(BIN)/ruff check .
 	$(BIN)/mypy relay_agent
 	PATH=$(CURDIR)/$(BIN):$$PATH ansible-lint -q
 	$(BIN)/yamllint .
-	$(BIN)/python -m pytest tests/agent tests/deidentify tests/kspace tests/repo -m "not slow" -n auto
 
-test: $(VENV)/test peers check ## All that proves the product, with real peers: under thirty minutes
-	$(BIN)/python -m pytest tests/agent tests/deidentify tests/kspace -m slow
-	$(BIN)/python -m pytest tests --ignore=tests/agent --ignore=tests/deidentify --ignore=tests/kspace \
-		--ignore=tests/repo
+unit: $(VENV)/test
+	$(BIN)/python -m pytest $(UNIT) -m "not slow" -n auto
+
+test: $(VENV)/test peers check ## All that proves the product, with real peers: about twelve minutes
+	$(BIN)/python -m pytest $(UNIT) -m slow -n auto
+	$(BIN)/python -m pytest tests $(UNIT:%=--ignore=%) -n 5 --dist loadgroup
 
 test-box: $(VENV)/test release ## Set up boxes in a lab on this machine and look at them: as root, with systemd-nspawn
 	@sh molecule/lab/install
@@ -65,4 +70,4 @@ $(VENV)/test: pyproject.toml | $(VENV)/ready
 	$(BIN)/python -m pip install -qq --editable '.[demo,test,box]'
 	@touch $@
 
-.PHONY: help demo check test test-box docs bench peers release clean
+.PHONY: help demo check lint unit test test-box docs bench peers release clean

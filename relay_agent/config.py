@@ -158,6 +158,12 @@ class Stage(_Table):
     landing_stable: Duration = Field(30.0, description="A file in the landing directory is taken in when it has not changed for this long.", examples=["30 s"])
     rescan: Duration = Field(60.0, description="The landing directory is read again this often, because notifications get lost.", examples=["60 s"])
 
+    @model_validator(mode="after")
+    def _ends(self) -> Stage:
+        if self.longest < self.quiet:
+            raise ValueError("longest is shorter than quiet, so that sessions would be cut; make it the longer one")
+        return self
+
 
 class Identify(_Table):
     """Routing rules in XNAT's own syntax; they come before Project:/Subject:/Session:/AA: in the comments."""
@@ -242,10 +248,10 @@ class _Destination(_Table):
 
 
 class _HTTP(_Destination):
-    url: str = Field(pattern=r"^https?://[^/].*$", description="Base address. TLS is always verified; plain http is for tests on one machine.", examples=["https://xnat.example.org"])
+    url: str = Field(pattern=r"^https?://[^/@\s]+(/\S*)?$", description="Base address, without a user. TLS is always verified; plain http is for tests on one machine.", examples=["https://xnat.example.org"])
     credential: Credential | None = Field(None, description='File with one line "user:password" or "alias:secret"; a bare name is looked up in $CREDENTIALS_DIRECTORY.', examples=["central"])
     ca_bundle: Path | None = Field(None, description="PEM file of the CAs to trust instead of the system's, for example of an inspecting proxy.", examples=["/etc/relay-agent/ca.pem"])
-    proxy: str | None = Field(None, description="HTTP(S) proxy; absent means that of the environment.", examples=["http://proxy.example.org:3128"])
+    proxy: str | None = Field(None, pattern=r"^https?://[^/\s]+/?$", description="HTTP(S) proxy; absent means that of the environment.", examples=["http://proxy.example.org:3128"])
     part_size: Size = Field(256 * 2**20, ge=2**20, le=2**31, description="Largest part that travels in one request.", examples=["256 MiB"])
     timeout: Duration = Field(120.0, gt=0, description="How long an answer may take. After a time-out the server is looked at first; only what is missing is sent again.", examples=["2 min"])
     verify: Literal["whole", "sample"] = Field("whole", description="How much is fetched back where the server's digests cannot prove arrival: everything, or one instance of each series.")

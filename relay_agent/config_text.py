@@ -31,8 +31,11 @@ def finding(item: Any, root: Model, kinds: Mapping[Any, Model]) -> str:
         return f"{key} is missing.{remedy}"
     if item["type"] == "extra_forbidden":
         return f"{key} is not a setting; remove it or correct its name (relay-agent example-config lists all)."
+    if item["type"] == "union_tag_invalid":
+        return f"{key}.kind = {toml(item['ctx']['tag'])}: use one of {', '.join(map(toml, kinds))}."
     what = _WORDS.get(item["type"]) or item["msg"].removeprefix("Value error, ").rstrip(".")
-    hidden = isinstance(item["input"], (dict, BaseModel)) or "credential" in steps
+    secret = "credential" in steps or (steps and steps[-1] in ("url", "proxy") and "@" in str(item["input"]))
+    hidden = isinstance(item["input"], (dict, BaseModel)) or secret
     value = "" if hidden else f" = {toml(item['input'])}"
     return f"{key}{value}: {what}.{remedy}" if key else f"{what}."
 

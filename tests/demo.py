@@ -82,11 +82,15 @@ def _tour(agent: Agent, central: Central, start: float) -> int:
         bar = progress.add_task("4. delivered and verified   ", total=count)
 
         def delivered() -> int:
-            done = agent.json("status")["balance"]["delivered"]
+            done = agent.status()["balance"]["delivered"]
             progress.update(bar, completed=done)
             return int(done == count)
 
-        wait_for(delivered, say=f"not everything was delivered:\n{agent.cli('list').stdout}{agent.log[-2000:]}")
+        try:
+            wait_for(delivered)
+        except AssertionError:
+            console.print(f"[red]not everything was delivered[/]\n{agent.cli('list').stdout}{agent.log[-2000:]}")
+            return 1
     first = agent.json("list")[-1]["shipment"]
     for command in (["status"], ["show", str(first)], ["receipt", str(first)], ["receipt", "--verify"]):
         console.print(f"\n[bold]$ relay-agent {' '.join(command)}[/]")

@@ -17,7 +17,7 @@ from typing import Any
 from pydicom.dataset import Dataset
 from pynetdicom import AE, evt
 
-from relay_agent import config
+from relay_agent import config, report
 from relay_agent.ledger import Ledger
 from tests.undisturbed import no_delay, undisturbed
 
@@ -109,6 +109,10 @@ class Agent:
         """The JSON that a command prints."""
         done = self.cli(*arguments, "--json")
         return json.loads(done.stdout)
+
+    def status(self) -> dict[str, Any]:
+        """What ``relay-agent status --json`` prints, without the cost of a process, for questions that are repeated."""
+        return report.status(self.config, self.ledger)
 
     def wait_state(self, state: str, instances: int) -> None:
         """Wait until so many instances are in shipments of that state."""

@@ -76,7 +76,11 @@ FINDINGS = {
     "commitment to a bad AE title": (RECEIVER + 'commitment_to = ["@192.0.2.10:104"]\n',
                                      ("receiver[1].commitment_to[1]", "@192.0.2.10:104", "1 to 16")),
     "unknown kind": (RECEIVER + '[[destination]]\nname = "x"\nkind = "ftp"\n',
-                     ("destination[1]", "'ftp'", "'xnat', 'dicomweb', 'dicom'")),
+                     ("destination[1].kind", '"ftp"', '"xnat", "dicomweb", "dicom"')),
+    "longest before quiet": (RECEIVER + '[stage]\nquiet = "2 h"\nlongest = "1 h"\n',
+                             ("stage", "longest is shorter than quiet")),
+    "proxy without a scheme": (RECEIVER + DESTINATION + 'proxy = "proxy:3128"\n',
+                               ("destination[1].proxy", '"proxy:3128"', '"http://proxy.example.org:3128"')),
     "URL without a scheme": (RECEIVER + DESTINATION.replace("https://", ""),
                              ("destination[1].url", '"xnat.example.org"', '"https://xnat.example.org"')),
     "value of another kind": (
@@ -129,6 +133,9 @@ def test_a_secret_that_was_written_into_the_configuration_is_not_repeated(tmp_pa
     with pytest.raises(ConfigError, match="never write the secret itself") as caught:
         load(tmp_path, RECEIVER + DESTINATION + 'credential = "relay:s3cret"\n')
     assert "destination[1].credential" in str(caught.value) and "s3cret" not in str(caught.value)
+    with pytest.raises(ConfigError, match="without a user") as caught:
+        load(tmp_path, RECEIVER + DESTINATION.replace("https://", "https://relay:s3cret@"))
+    assert "destination[1].url" in str(caught.value) and "s3cret" not in str(caught.value)
 
 
 def test_what_is_left_out_has_its_default(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import trustme
 from pydicom.dataset import Dataset
 from pynetdicom.dsutils import encode
 
-from relay_agent import dicom, receipt, report, review, stage
+from relay_agent import dicom, receipt, review, stage
 from relay_agent.config_text import toml
 from relay_agent.ledger import State, Stop, balance
 from relay_agent.purge import purge
@@ -220,10 +220,6 @@ class Box(Agent):
         rows = self.ledger.all("SELECT * FROM receipt WHERE shipment = ? AND destination = ?", shipment, destination)
         assert len(rows) == 1
         return receipt.read(rows[0])
-
-    def status(self) -> dict[str, Any]:
-        """What ``relay-agent status --json`` prints."""
-        return report.status(self.config, self.ledger)
 
 
 Pair = Callable[..., tuple[Box, Central]]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import random
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -194,7 +195,12 @@ def test_the_central_is_killed_and_comes_back(tmp_path: Path) -> None:
 
 def in_state(box: Agent, state: str, instances: int) -> None:
     """Wait until so many instances are in a state, without a connection of our own that would hold the old ledger."""
-    wait_for(lambda: box.json("status")["shipments"].get(state, {}).get("instances") == instances, say=state)
+    def found() -> bool:
+        with contextlib.closing(sqlite3.connect(box.config.ledger, timeout=60)) as ledger:
+            [(count,)] = ledger.execute("SELECT sum(instances) FROM shipment WHERE state = ?", (state,))
+        return bool(count == instances)
+
+    wait_for(found, say=state)
 
 
 def forget(box: Agent, *names: str) -> None:

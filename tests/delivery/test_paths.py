@@ -76,7 +76,7 @@ def test_from_the_scanner_to_the_receipt_and_the_purge(tmp_path: Path) -> None:
             assert (balance["received"], balance["delivered"], balance["difference"]) == (60, 60, 0)
             # The scanner sends it all again: acknowledged, counted, and not kept again, as its arrival was proved.
             assert send(box.port, images) == [0] * len(images)
-            wait_for(lambda: box.json("status")["repeated"] == 60, say="the repetition is counted")
+            wait_for(lambda: box.status()["repeated"] == 60, say="the repetition is counted")
             wait_for(lambda: not [path for path in box.config.spool.rglob("*") if path.is_file()],
                      say="what was purged does not come to stay")
             assert len(requests_for(central)) == 3, "it was sent to the central site again"

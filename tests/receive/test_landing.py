@@ -149,7 +149,7 @@ def test_what_is_no_dicom_is_quarantined_with_its_reason(box: Agent) -> None:
         (landing / name).write_bytes(content)
     (aside / "medium").rename(landing / "medium")
     gone(*(landing / name for name in contents), landing / "medium" / "DICOMDIR")
-    wait_for(lambda: box.json("status")["balance"]["quarantined"] - before == 6, say="six files are in quarantine")
+    wait_for(lambda: box.status()["balance"]["quarantined"] - before == 6, say="six files are in quarantine")
     assert len(quarantined(box, "no DICOM preamble")) >= 2 and len(quarantined(box, "DICOMDIR")) == 1
     assert len(quarantined(box, "File Meta")) >= 2
     assert box.json("status")["balance"]["difference"] == 0
@@ -209,8 +209,8 @@ def test_real_files_of_any_syntax(box: Agent) -> None:
     for path in samples:
         shutil.copy(path, folder)
     gone(*(folder / path.name for path in samples))
-    after = wait_for(lambda: (s := box.json("status")) and s["balance"]["received"] + s["repeated"]
-                     - before["balance"]["received"] - before["repeated"] == len(samples) and s, 60)
+    after = wait_for(lambda: (s := box.status()) and s["balance"]["received"] + s["repeated"]
+                     - before["balance"]["received"] - before["repeated"] == len(samples) and s)
     assert after["balance"]["difference"] == 0
     assert all(entry["reason"] for entry in box.json("list", "--quarantined"))
 
