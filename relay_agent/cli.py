@@ -289,6 +289,8 @@ def _receipt(options: argparse.Namespace) -> int:
         return FINDINGS if faults else DONE
     if options.shipment is None:
         raise review.Refused("say which shipment, or --verify for the whole chain")
+    if not ledger.value("SELECT 1 FROM shipment WHERE id = ?", options.shipment):
+        raise review.Refused(f"there is no shipment {options.shipment}; see relay-agent list")
     found = [receipt.read(row) for row in ledger.all("SELECT * FROM receipt WHERE shipment = ? ORDER BY id",
                                                      options.shipment)]
     if options.json:
@@ -310,7 +312,8 @@ def _upload(options: argparse.Namespace) -> int:
              if not file.is_dir()]
     taken: int = 0
     problems: list[dict[str, str]] = []
-    with Progress(console=report.console(stderr=True), transient=True, disable=options.json) as progress:
+    console = report.console(stderr=True)
+    with Progress(console=console, transient=True, disable=options.json or not console.is_terminal) as progress:
         bar = progress.add_task("taking in", total=len(files))
         for file in files:
             try:

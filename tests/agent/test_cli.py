@@ -195,6 +195,8 @@ def test_receipts(busy: Shell) -> None:
     page, = busy.json("receipt", 2)
     assert page["destination"] == "central" and len(page["instances"]) == 1
     assert busy("receipt", 2) == 0 and page["hash"] in busy.out
+    assert busy("receipt", 1) == 1 and "no receipt yet" in busy.out
+    assert busy("receipt", 99) == 1 and "there is no shipment 99" in busy.err
     assert busy("receipt", "--verify") == 0 and "1 receipts, none removed or edited" in busy.out
     with busy.box.ledger.write() as connection:
         connection.execute("UPDATE receipt SET body = replace(body, 'central', 'elsewhere')")
