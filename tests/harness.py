@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -78,9 +77,11 @@ class Agent:
                 ready.unlink(missing_ok=True)
                 command += ["--ready", str(ready)]
             output = (self.folder / f"{service}.log").open("ab")
-            self.processes[service] = subprocess.Popen(command, cwd=PROJECT, stdout=output, stderr=output)
+            process = self.processes[service] = subprocess.Popen(command, cwd=PROJECT, stdout=output, stderr=output)
             if service != "work":
-                self.ports = json.loads(wait_for(partial(_text, ready), say=service))
+                wait_for(lambda ready=ready, process=process: _text(ready) or process.poll() is not None, say=service)
+                assert process.poll() is None, f"{service} did not start: {self.log[-3000:]}"
+                self.ports = json.loads(_text(ready))
         return self
 
     def stop(self, *services: str, kill: bool = False) -> None:

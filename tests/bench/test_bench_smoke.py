@@ -21,7 +21,7 @@ def test_receive_yields_figures_and_all_instances(tmp_path):
         pytest.skip(f"not installed: {', '.join(missing)}")
     out = tmp_path / "out.json"
     done = subprocess.run([sys.executable, "-m", "tests.bench", "receive", "--quick", "--json", str(out), "--folder",
-                           str(tmp_path)], cwd=PROJECT, capture_output=True, text=True, timeout=120, check=False)
+                           str(tmp_path)], cwd=PROJECT, capture_output=True, text=True, timeout=480, check=False)
     assert done.returncode == 0, done.stderr  # it fails when an instance did not arrive
     section = json.loads(out.read_text())["sections"][0]
     assert {run["server"] for run in section["runs"]} == set(servers.RECEIVERS)
@@ -54,7 +54,7 @@ def test_line_keeps_rate_and_delay():
             took = time.monotonic() - start
         server.join()
     least = rtt + size * 8 / rate + rtt  # open the connection, send, hear the answer
-    assert least <= took < least + 2
+    assert least <= took < 5 * least
     assert line.up.bytes == size
     assert line.down.bytes == 1
     assert line.down.last - line.up.first >= least - rtt - 0.01
