@@ -31,7 +31,7 @@ ADMINISTRATOR = "lab"  # who may log in before anything was set up, as on a box 
 # What a box needs before Ansible can come; everything else is asked for by the roles.
 BOOT = ("systemd-sysv", "udev", "dbus", "openssh-server", "python3", "python3-apt", "sudo", "iproute2")
 # What stands in for the hospital and for the coordinating site.
-PEERS = ("dcmtk", "python3-venv", "python3-aiosmtpd", "netcat-openbsd", "curl", "nftables")
+PEERS = ("dcmtk", "smbclient", "python3-venv", "python3-aiosmtpd", "netcat-openbsd", "curl", "nftables")
 
 
 def run(*command: str, **options: object) -> str:
@@ -58,7 +58,7 @@ def mirrors() -> list[str]:
     found = dict(line.split("|") for line in run(
         "apt-get", "indextargets", "--format", "$(LABEL)|$(REPO_URI)", "Origin: Debian").splitlines())
     suites = (("Debian", SUITE), ("Debian-Security", f"{SUITE}-security"))
-    return [f"deb {found[label]} {suite} main" for label, suite in suites if label in found]
+    return [f"deb {found[label]} {suite} main non-free-firmware" for label, suite in suites if label in found]
 
 
 def tree(kind: str) -> Path:
@@ -94,9 +94,8 @@ def prepare() -> None:
     FOLDER.mkdir(parents=True, exist_ok=True)
     if not Path(f"/run/netns/{SPACE}").exists():
         run("ip", "netns", "add", SPACE)
-        for command in (f"address add {GATEWAY} dev lab", "link set lab up", "link set lo up"):
-            if "address" in command:
-                run("ip", "-n", SPACE, "link", "add", "lab", "type", "bridge")
+        for command in ("link add lab type bridge", "link add raw type bridge", f"address add {GATEWAY} dev lab",
+                        "link set lab up", "link set raw up", "link set lo up"):
             run("ip", "-n", SPACE, *command.split())
     if not (FOLDER / "key").exists():
         run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "lab", "-f", str(FOLDER / "key"))
@@ -123,8 +122,11 @@ Host 198.18.0.*
         ca.cert_pem.write_to_path(FOLDER / "ca.pem")
 
 
-def up(name: str, address: str, kind: str, hosts: list[str]) -> None:
-    """Start a box, with what it wrote before if it was there before; ``hosts`` are lines of /etc/hosts."""
+def up(name: str, address: str, kind: str, raw: str, hosts: list[str]) -> None:
+    """Start a box, with what it wrote before if it was there before.
+
+    ``raw`` is its address in the network of raw data, empty if it is not in there; ``hosts`` are lines of /etc/hosts.
+    """
     if running(name):
         return
     box = FOLDER / name
@@ -136,17 +138,24 @@ def up(name: str, address: str, kind: str, hosts: list[str]) -> None:
         etc.joinpath("hosts").write_text("\n".join([f"127.0.0.1 localhost\n127.0.1.1 {name}", *hosts, ""]))
         etc.joinpath("systemd/network/10-lab.network").write_text(
             f"[Match]\nName=host0\n[Network]\nAddress={address}/24\nGateway={GATEWAY.partition('/')[0]}\n")
+        if kind == "peer" and raw:
+            etc.joinpath("systemd/network/10-raw.network").write_text(
+                f"[Match]\nName=raw\n[Network]\nAddress={raw}/24\n")
         shutil.copy(FOLDER / "key.pub", etc / "ssh/authorized_keys.d" / ADMINISTRATOR)
         run("ssh-keygen", "-A", "-f", str(box / "upper"))
     # A relay box has no help but what is sent to it.
     shared = [f"--bind-ro={PROJECT}:/srv/relay"] if kind == "peer" else []
+    cables = [f"--network-veth-extra=r-{name}:raw"] if raw else []
     with (box / "console").open("ab") as console:
         process = subprocess.Popen(
             ["nsenter", f"--net=/run/netns/{SPACE}", "unshare", "--mount", "--propagation", "private",
-             str(Path(__file__).with_name("boot")), name, str(tree(kind)), str(box), *shared],
+             str(Path(__file__).with_name("boot")), name, str(tree(kind)), str(box), *shared, *cables],
             stdin=subprocess.DEVNULL, stdout=console, stderr=console, start_new_session=True,
             env=os.environ | {"LAB": SPACE})
     (box / "pid").write_text(str(process.pid))
+    plug = ["ip", "-n", SPACE, "link", "set", f"r-{name}", "master", "raw", "up"]
+    while raw and process.poll() is None and subprocess.run(plug, capture_output=True, check=False).returncode:
+        time.sleep(0.05)  # until nspawn has laid the cable
 
 
 def running(name: str) -> int:
@@ -198,7 +207,7 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("prepare", help=prepare.__doc__)
     sub = commands.add_parser("up", help=up.__doc__)
-    for argument in ("name", "address", "kind"):
+    for argument in ("name", "address", "kind", "raw"):
         sub.add_argument(argument)
     sub.add_argument("hosts", nargs="*")
     sub = commands.add_parser("cut", help=cut.__doc__)

@@ -34,6 +34,18 @@ def inventory(request) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
+def variables(host, inventory) -> dict[str, Any]:
+    """What the inventory says of the box."""
+    return inventory["_meta"]["hostvars"][host.check_output("hostname")]
+
+
+@pytest.fixture(scope="module")
+def address(variables) -> str:
+    """Where scanners and administrators reach it."""
+    return variables["ansible_host"]
+
+
+@pytest.fixture(scope="module")
 def config(host) -> dict[str, Any]:
     """The agent's configuration, as it stands in the box."""
     return tomllib.loads(host.file("/etc/relay-agent/config.toml").content_string)

@@ -58,4 +58,33 @@ def test_console_tells_what_plugging_in_needs(host, config):
     assert host.check_output("hostname") in shown
     assert "SHA256:" in shown
     assert all(f"AE title {receiver['ae_title']}" in shown for receiver in config["receiver"])
-    assert set(host.check_output("hostname -I").split()) & set(shown.split())
+    assert all(f"{address}/" in shown for address in host.check_output("hostname -I").split() if ":" not in address)
+
+
+def test_console_follows_addresses(host, peer, wait_for):
+    """With DHCP the address is known only when the cable is in, and the one that is shown has to be the one that is."""
+    peer("scanner")  # a box in service keeps its addresses
+
+    def shown():
+        return "198.18.255.7/32" in host.check_output("cat /run/issue.d/10-box.issue")
+    try:
+        host.check_output("ip address add 198.18.255.7/32 dev host0")
+        assert wait_for(shown, 10)
+    finally:
+        host.check_output("ip address delete 198.18.255.7/32 dev host0")
+    assert wait_for(lambda: not shown(), 10)
+
+
+def test_reboot_is_due_when_what_runs_was_replaced(host):
+    """A library that was updated is the old one until whatever runs it is started again; few updates ask for that."""
+    assert host.run("/usr/local/lib/box/reboot-due").failed
+    program = "/usr/local/bin/replaced"
+    assert host.run(f"cp /usr/bin/sleep {program}; {program} 20 & sleep 1; rm {program}; "
+                    "/usr/local/lib/box/reboot-due").succeeded
+
+
+def test_modules_stay_out(host):
+    """A driver or protocol that no relay needs is code that a stick or a packet may reach."""
+    known = host.check_output("modprobe --showconfig").splitlines()
+    for module in ("firewire_core", "sctp", "bluetooth"):
+        assert f"install {module} /bin/false" in known

@@ -1,0 +1,184 @@
+"""The drop share for raw data, from the scanner's side: with the clients that are there, and with bad intentions."""
+from __future__ import annotations
+
+import pytest
+
+LANDING = "/var/lib/relay-agent/kspace/landing"
+KEY = "/srv/relay/build/lab/key"
+
+
+@pytest.fixture
+def smb(peer, variables):
+    """Give commands to smbclient on the scanner."""
+    if variables.get("share_protocol", "smb") != "smb":
+        pytest.skip("this box's share is SFTP")
+
+    def go(commands, password=variables["share_password"], options="--client-protection=encrypt", before=""):
+        return peer("scanner").run(f"cd /tmp; {before} smbclient //{variables['lab_raw']}/kspace {options} "
+                                   f"--user=relay-share%{password} -c '{commands}'")
+    return go
+
+
+@pytest.fixture
+def sftp(peer, variables):
+    """Give commands to sftp on the scanner."""
+    if variables.get("share_protocol", "smb") != "sftp":
+        pytest.skip("this box's share is SMB")
+
+    def go(commands, key=KEY):
+        return peer("scanner").run(
+            f"cd /tmp; printf '{commands}' | sftp -q -b - -i {key} -o StrictHostKeyChecking=no -o IdentitiesOnly=yes "
+            f"-o UserKnownHostsFile=/dev/null -o LogLevel=ERROR relay-share@{variables['lab_raw']}")
+    return go
+
+
+@pytest.fixture(autouse=True)
+def files(host, peer):
+    """A raw file of 3 MB on the scanner; the landing folder is left as it was."""
+    before = set(host.file(LANDING).listdir())
+    peer("scanner").check_output("head -c 3000000 /dev/urandom > /tmp/meas.dat")
+    yield
+    for name in set(host.file(LANDING).listdir()) - before:
+        host.check_output(f"rm -rf {LANDING}/{name}")
+
+
+def arrived(host, peer, name="meas.dat"):
+    """It is whole, and the worker may take it away."""
+    digest = peer("scanner").check_output("sha256sum < /tmp/meas.dat")
+    assert host.check_output(f"sha256sum < {LANDING}/{name}") == digest
+    assert host.file(f"{LANDING}/{name}").mode == 0o660
+    assert host.file(f"{LANDING}/{name}").group == "relay-agent"
+    worker = "setpriv --reuid relay-work --regid relay-agent --clear-groups"
+    host.check_output(f"{worker} mv {LANDING}/{name} {LANDING}/taken && {worker} rm {LANDING}/taken")
+
+
+def test_copy(host, peer, smb):
+    """A plain copy, as from the explorer of the scanner's Windows."""
+    sent = smb("put meas.dat")
+    assert sent.succeeded, sent.stdout
+    arrived(host, peer)
+
+
+def test_sidecar(host, peer, smb):
+    """Yarra RDS marks what it still writes by a file beside it and takes that away at the end."""
+    assert smb("put meas.dat meas.dat.lock; put meas.dat").succeeded
+    assert {"meas.dat", "meas.dat.lock"} <= set(host.file(LANDING).listdir())
+    assert smb("del meas.dat.lock").succeeded
+    assert not host.file(f"{LANDING}/meas.dat.lock").exists
+    arrived(host, peer)
+
+
+def test_folders(host, peer, smb):
+    """Who sorts by scanner or day makes folders, and what is in them is the worker's as well."""
+    assert smb("mkdir day; cd day; put meas.dat").succeeded
+    assert host.file(f"{LANDING}/day").mode == 0o2770
+    arrived(host, peer, "day/meas.dat")
+
+
+def test_half_written(host, peer, smb, wait_for):
+    """A scanner that goes off in the middle leaves a part, which is seen as such; sending again makes it whole."""
+    peer("scanner").run(
+        "rm -f /tmp/slow; mkfifo /tmp/slow; (head -c 1000000 /tmp/meas.dat; sleep 8) > /tmp/slow 2> /dev/null & true")
+    smb("put slow meas.dat", before="timeout --signal=KILL 4")
+    part = host.file(f"{LANDING}/meas.dat")
+    assert part.exists
+    assert part.size < 3000000
+    assert wait_for(lambda: smb("put meas.dat").succeeded, 20)
+    arrived(host, peer)
+
+
+@pytest.mark.parametrize(("password", "options"), [
+    ("wrong-wrong-wrong", "--client-protection=encrypt"),
+    ("lab-lab-lab-lab", "--client-protection=off"),
+    ("lab-lab-lab-lab", "--max-protocol=SMB2"),
+    ("lab-lab-lab-lab", "--max-protocol=NT1 --option=clientminprotocol=NT1"),
+])
+def test_refused(smb, password, options):
+    """A wrong password; data in the open; protocols that are weaker than SMB 3."""
+    assert smb("ls").succeeded
+    refused = smb("ls", password, options)
+    assert refused.failed, refused.stdout
+
+
+def test_no_guests(peer, smb, variables):
+    """Whoever does not say who he is sees neither files nor the list of shares."""
+    assert smb("ls", options="--client-protection=encrypt --no-pass --user=%").failed
+    assert "kspace" not in peer("scanner").run(f"smbclient --no-pass --list={variables['lab_raw']}").stdout
+
+
+@pytest.mark.parametrize("path", ["..", "../..", "../../ledger.sqlite", "../../../../../etc/passwd", "link/passwd"])
+def test_confined(host, peer, smb, path):
+    """The folder is all there is: not by names that go up, not by links, whoever made them."""
+    host.check_output(f"ln -sfn /etc {LANDING}/link")
+    asked = smb(f'get "{path}" stolen; cd "{path}"; put meas.dat; ls')
+    assert "root:" not in peer("scanner").run("cat /tmp/stolen").stdout
+    assert "passwd" not in asked.stdout.replace(path, "")
+    assert "ledger" not in asked.stdout.replace(path, "")
+    peer("scanner").run("rm -f /tmp/stolen")
+
+
+def test_its_process_sees_no_other_data(host, smb):
+    """Whatever is wrong in Samba, there is nothing to steal: no ledger, no spool, no secret."""
+    pid = host.check_output("systemctl show --value --property=MainPID relay-share.service")
+    assert host.check_output(f"nsenter --target {pid} --mount ls /var/lib/relay-agent") == "kspace"
+    assert host.check_output(f"nsenter --target {pid} --mount ls /var/lib/relay-agent/kspace") == "landing"
+    assert host.check_output(f"stat -c %U /proc/{pid}") == "relay-share"
+    inside = f"nsenter --target {pid} --mount setpriv --reuid relay-share --regid relay-agent --clear-groups"
+    assert host.run(f"{inside} cat /etc/relay-agent/credentials/share/password").failed
+    assert host.run(f"{inside} cat /etc/relay-agent/config.toml").failed
+
+
+def test_full(host, peer, smb):
+    """Raw data have a quota of their own: the sender is told, nothing else is touched, and later it goes on."""
+    try:
+        host.check_output(f"mount -t tmpfs -o size=2M,mode=2770,uid=relay-work,gid=relay-agent quota {LANDING} && "
+                          "systemctl restart relay-share")
+        refused = smb("put meas.dat")
+        assert "NT_STATUS_DISK_FULL" in refused.stdout + refused.stderr
+    finally:
+        host.check_output(f"umount {LANDING} && systemctl restart relay-share")
+    assert smb("put meas.dat").succeeded
+    arrived(host, peer)
+
+
+def test_comes_back(host, smb):
+    """After a power cut nobody is there to start it; Debian's own server stays away."""
+    assert smb("ls").succeeded
+    assert host.service("relay-share.service").is_enabled
+    assert host.check_output("systemctl show --property=LoadState smbd nmbd").split() == ["LoadState=masked"] * 2
+
+
+def test_sftp_copy(host, peer, sftp):
+    """For scanners that do not speak SMB 3."""
+    sent = sftp("put meas.dat\\n")
+    assert sent.succeeded, sent.stderr
+    arrived(host, peer)
+
+
+@pytest.mark.parametrize("commands", ["get /etc/passwd stolen", "get ../ledger.sqlite stolen", "put meas.dat /meas.dat",
+                                      "get link/passwd stolen"])
+def test_sftp_confined(host, peer, sftp, commands):
+    """The folder is all there is."""
+    host.check_output(f"ln -sfn /etc {LANDING}/link")
+    assert sftp(f"{commands}\\n").failed
+    assert peer("scanner").run("rm /tmp/stolen").failed
+
+
+def test_sftp_is_no_way_in(peer, sftp, variables):
+    """No shell, no forwarding, and no other way to say who one is than the key."""
+    assert sftp("ls\\n").succeeded
+    ssh = f"ssh -i {KEY} -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o BatchMode=yes"
+    scanner = peer("scanner")
+    assert "uid=" not in scanner.run(f"{ssh} relay-share@{variables['lab_raw']} id").stdout
+    assert scanner.run(f"{ssh} -o ExitOnForwardFailure=yes -W localhost:25 relay-share@{variables['lab_raw']}").failed
+    offered = scanner.run(f"ssh -v -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o BatchMode=yes "
+                          f"-o PubkeyAuthentication=no relay-share@{variables['lab_raw']} true")
+    assert "Authentications that can continue: publickey\\r\\n" in offered.stderr + "\\r\\n"
+
+
+def test_reboots_wait_for_raw_data(host):
+    """A reboot would cut a file that is on its way; the sender may not try again."""
+    host.check_output(f"touch {LANDING}/meas.dat")
+    assert host.run("/usr/local/lib/relay-agent/share-idle").failed
+    host.check_output(f"touch -d '-5 minutes' {LANDING}/meas.dat")
+    assert host.run("/usr/local/lib/relay-agent/share-idle").succeeded
