@@ -16,6 +16,7 @@ import requests
 
 from tests.central import Central
 from tests.central.testing import DICOM, IMPORT, STUDY, ZIP, Client, archived, instance, series, zipped
+from tests.harness import wait_for
 
 pytest_plugins = "tests.central.fixtures"
 
@@ -95,17 +96,14 @@ def test_busy_row_gets_sibling(site: tuple[Central, Client]) -> None:
 def test_files_arriving_during_a_build_reopen_the_row(site: tuple[Central, Client]) -> None:
     central, client = site
     uri = client.send_zip(series(1), AA="true").text.strip()
-    central.misbehave("slow-commit", seconds=1.0)
+    central.misbehave("slow-commit", seconds=4.0)
     codes: list[int] = []
     worker = threading.Thread(
         target=lambda: codes.append(client.post(uri, params={"action": "commit"}).status_code)
     )
     worker.start()
     other = Client(central.url)
-    deadline = time.monotonic() + 5
-    while other.table(uri)[0]["status"] != "BUILDING" and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert other.table(uri)[0]["status"] == "BUILDING"
+    wait_for(lambda: other.table(uri)[0]["status"] == "BUILDING")
     assert other.send_zip(series(1, series=5)).text.strip() == uri
     assert other.table(uri)[0]["status"] == "RECEIVING_INTERRUPT"
     worker.join()
@@ -114,15 +112,13 @@ def test_files_arriving_during_a_build_reopen_the_row(site: tuple[Central, Clien
 
 
 def test_auto_builder(start: Callable[..., tuple[Central, Client]]) -> None:
-    central, client = start(idle=1.0)
+    central, client = start(idle=3.0)
     client.send_zip(series(1), session="A")
     client.send_zip(series(1), session="B", prevent_auto_commit="true")
     client.send_zip(series(1), session="C", SOURCE="uploader")
     client.send_zip(series(1), session="D", AA="true")
     assert {row["status"] for row in central.prearchive_rows()} == {"RECEIVING"}
-    deadline = time.monotonic() + 10
-    while len(central.prearchive_rows()) == 4 and time.monotonic() < deadline:
-        time.sleep(0.05)
+    wait_for(lambda: len(central.prearchive_rows()) < 4)
     time.sleep(0.3)
     assert {row["name"]: row["status"] for row in central.prearchive_rows()} == {
         "A": "READY",

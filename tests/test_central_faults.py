@@ -15,6 +15,7 @@ import requests
 
 from tests.central import FAULTS, Central
 from tests.central.testing import IMPORT, STUDY, Client, archived, instance, series, zipped
+from tests.harness import wait_for
 
 pytest_plugins = "tests.central.fixtures"
 
@@ -189,7 +190,7 @@ def test_slow(site: Site) -> None:
     central.misbehave("slow", rate=len(body) * 4, delay=0.2)
     began = time.monotonic()
     assert client.send_zip(series(3)).status_code == 200
-    assert 0.4 < time.monotonic() - began < 3
+    assert time.monotonic() - began > 0.4
 
 
 def test_black_hole(site: Site) -> None:
@@ -214,20 +215,19 @@ def test_cut_at(site: Site) -> None:
 @pytest.mark.parametrize("how", ["504", "cut"])
 def test_proxy_gives_up_but_the_server_works_on(site: Site, how: str) -> None:
     central, client = site
-    central.misbehave("proxy-cut", seconds=0.1, work=0.5, how=how, times=1)
+    central.misbehave("proxy-cut", seconds=0.1, work=1.5, how=how, times=1)
     if how == "504":
         assert client.send_zip(series()).status_code == 504
     else:
         with pytest.raises(requests.exceptions.ConnectionError):
             client.send_zip(series())
     assert central.prearchive_rows() == []
-    time.sleep(1.0)
-    assert len(central.prearchive_instances("P1")) == 3
+    wait_for(lambda: len(central.prearchive_instances("P1")) == 3)
 
 
 def test_proxy_lets_quick_answers_pass(site: Site) -> None:
     central, client = site
-    central.misbehave("proxy-cut", seconds=5)
+    central.misbehave("proxy-cut", seconds=60)
     assert client.send_zip(series()).status_code == 200
 
 

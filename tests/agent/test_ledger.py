@@ -81,7 +81,7 @@ def test_a_ledger_that_cannot_be_opened_is_told_at_once(tmp_path: Path) -> None:
     started = time.monotonic()
     with pytest.raises(LedgerError, match=r"unable to open database file.*the service's user"):
         Ledger(tmp_path / "ledger.sqlite")
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 20  # a locked one gets 60 s
 
 
 def test_a_migration_that_fails_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -62,7 +62,7 @@ class Client(requests.Session):
         self.trust_env = False
 
     def request(self, method: str, url: str, *args: Any, **options: Any) -> requests.Response:  # type: ignore[override]
-        options.setdefault("timeout", 10)
+        options.setdefault("timeout", 60)
         options["allow_redirects"] = False
         return super().request(method, self.url + url, *args, **options)
 

@@ -16,6 +16,7 @@ from pydicom.dataset import Dataset
 from pynetdicom.dsutils import encode
 
 from relay_agent import dicom, receipt, review, stage
+from relay_agent.config import Config
 from relay_agent.config_text import toml
 from relay_agent.ledger import State, Stop, balance
 from relay_agent.purge import purge
@@ -114,6 +115,18 @@ def staff(central: Central, method: str, path: str, *, verify: Path | bool = Tru
                                verify=str(verify) if verify is not True else True).status_code
 
 
+class _Worker(Worker):
+    """Does no step while something is taken in, however long that takes on a busy machine."""
+
+    def __init__(self, config: Config, taking: threading.Lock) -> None:
+        super().__init__(config)
+        self._taking = taking
+
+    def step(self) -> int:
+        with self._taking:
+            return super().step()
+
+
 class Box(Agent):
     """A box whose worker runs in a thread of the test: the real one, without the cost of a process."""
 
@@ -122,6 +135,7 @@ class Box(Agent):
     def __init__(self, folder: Path, settings: str = "", **options: Any) -> None:
         super().__init__(folder, settings, **{"stage": SOON} | options)
         self._book = super().ledger
+        self._taking = threading.Lock()
 
     @property
     def ledger(self) -> Any:
@@ -131,7 +145,7 @@ class Box(Agent):
     @contextmanager
     def working(self) -> Iterator[Box]:
         """The worker works inside this block."""
-        self.worker = Worker(self.config)
+        self.worker = _Worker(self.config, self._taking)
         thread = threading.Thread(target=self.worker.run, name="worker")
         thread.start()
         try:
@@ -142,11 +156,13 @@ class Box(Agent):
             assert not thread.is_alive(), "the worker did not stop"
 
     def take(self, images: Sequence[Dataset]) -> None:
-        """Have images taken in as by ``relay-agent upload``."""
+        """Have images taken in as by ``relay-agent upload``, at once: no session of theirs is complete half way."""
         spool = Spool(self.config.spool, self.config.receive.reserve)
-        for path in data.write(list(images), self.folder / "medium"):
-            assert stage.take_in(path, self.config.receiver[0].name, spool, self.ledger, "upload") is None
-            path.unlink()
+        paths = data.write(list(images), self.folder / "medium")
+        with self._taking:
+            for path in paths:
+                assert stage.take_in(path, self.config.receiver[0].name, spool, self.ledger, "upload") is None
+                path.unlink()
 
     def delivery(self, shipment: int = 1, destination: str = "central") -> Any:
         """The row of a delivery, None before it is there."""

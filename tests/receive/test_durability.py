@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from relay_agent import journal
 from relay_agent.book import reconcile
 from relay_agent.ledger import Ledger
 from relay_agent.spool import Spool
@@ -371,6 +372,17 @@ def test_killed_at_random_points(tmp_path: Path, leftovers: list[Agent]) -> None
     assert len(promised) > 300 and repaired > 0, "the kills came too early or too late to tell anything"
 
 
+def unsynced_files(agent: Agent) -> set[Path]:
+    """Files that a power cut may take, because the journal has not synced them yet: on a busy machine not all."""
+    found: set[Path] = set()
+    for ring in agent.config.journal.glob("ring-*"):
+        with ring.open("rb") as file:
+            settled = journal._settled(file.fileno())
+            found |= {agent.config.spool / record.path for record, _ in journal._records(file.fileno())
+                      if record.sequence > settled}
+    return found & set(agent.config.spool.rglob("*.dcm"))
+
+
 def test_power_cut_before_the_files_were_synced(tmp_path: Path, leftovers: list[Agent]) -> None:
     """What only the page cache knew is lost, files and the ledger's last commits: the journal brings both back."""
     agent = Agent(tmp_path, receive("8 MiB"))
@@ -382,12 +394,10 @@ def test_power_cut_before_the_files_were_synced(tmp_path: Path, leftovers: list[
     ledger = agent.config.ledger.read_bytes()
     known = set(agent.config.spool.rglob("*.dcm"))
     agent.start("receive")
-    begun = time.monotonic()
     late, _ = store_until_refused(agent, (64, 64), 20)
     wait_for(lambda: len(set(agent.config.spool.rglob("*.dcm"))) >= len(known) + 4)
     kill(agent)
-    assert time.monotonic() - begun < 4, "the machine is too slow: the files may have been synced by now"
-    harmed = sorted(set(agent.config.spool.rglob("*.dcm")) - known)
+    harmed = sorted(unsynced_files(agent) - known)
     for number, path in enumerate(harmed):
         raw = path.read_bytes()
         path.write_bytes((b"", raw[:len(raw) // 2], bytes(len(raw)), raw)[number % 4])
