@@ -38,7 +38,7 @@ def test_looks_by_itself(host):
     assert host.service("box-health.timer").is_enabled
 
 
-@pytest.mark.parametrize("unit", ["box-health", "box-console", "relay-share"])
+@pytest.mark.parametrize("unit", ["box-health", "box-drives", "box-console", "relay-share"])
 def test_sandbox(host, unit):
     """What runs as root, or is reached from a network, must not be able to do more than it has to."""
     if not host.file(f"/etc/systemd/system/{unit}.service").exists:

@@ -16,7 +16,7 @@ def other_key(tmp_path):
 
 def digest(host):
     """Of all that a lock-out may come from."""
-    return host.check_output("cat /etc/nftables.conf $(find /etc/ssh -type f | sort) | sha256sum")
+    return host.check_output("cat /etc/nftables.conf $(find /etc/ssh /etc/systemd/network -type f | sort) | sha256sum")
 
 
 def test_firewall_that_locks_out(host, site, gets_in, wait_for):
@@ -33,6 +33,17 @@ def test_ssh_that_locks_out(host, site, gets_in, other_key, wait_for):
     """The same for keys: a wrong one in the inventory would take effect everywhere in one run."""
     before = digest(host)
     played = site("ssh", ssh_administrators=other_key, ssh_patience=15)
+    assert "unreachable=1" in played.stdout
+    assert wait_for(gets_in)
+    assert digest(host) == before
+
+
+def test_network_that_locks_out(host, site, gets_in, wait_for):
+    """The same for addresses: one digit that is wrong, and nobody could correct it from afar."""
+    before = digest(host)
+    mac = host.check_output("cat /sys/class/net/host0/address")
+    uplink = {"role": "uplink", "mac": mac, "address": "198.18.0.99/24", "gateway": "198.18.0.1"}
+    played = site("network", network_interfaces=[uplink], network_patience=15)
     assert "unreachable=1" in played.stdout
     assert wait_for(gets_in)
     assert digest(host) == before
@@ -55,6 +66,15 @@ def test_a_good_change_stays(host, site, gets_in):
     assert gets_in()
     assert host.run("test -e /var/lib/box-guard/firewall").failed
     assert host.run("systemctl is-active box-guard-firewall.timer").failed
+
+
+def test_interfaces_that_cannot_be_meant(host, site):
+    """Two uplinks would be two default routes."""
+    before = digest(host)
+    uplink = {"role": "uplink", "mac": "02:00:00:00:00:01", "address": "dhcp"}
+    played = site("network", network_interfaces=[uplink, uplink])
+    assert "network_interfaces needs one uplink" in played.stdout
+    assert digest(host) == before
 
 
 def test_rules_that_cannot_be(host, site):
