@@ -45,7 +45,10 @@ class Damaged(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One instance of a shipment as it is to be sent; digests are of the whole file."""
+    """One instance of a shipment as it is to be sent; digests are of the whole file.
+
+    Of raw data: the file and its sidecar, ``sop_instance`` is the name of the file over there.
+    """
 
     id: int
     path: Path
@@ -76,6 +79,10 @@ class Manifest:
     auto_archive: bool | None
     items: tuple[Item, ...]
     recipe: str | None = None  # hash of what de-identified it
+    kind: str = "session"  # or raw
+    scan: str = ""  # raw: number of the series that it belongs to; empty: to the session as a whole
+    series_uid: str = ""  # raw: that series, as it was delivered
+    resource: str = ""  # raw: label of the resource, KSPACE or KSPACE_UNMATCHED
 
     @property
     def size(self) -> int:
