@@ -109,13 +109,16 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("show", _show, "show a shipment: series, deliveries, conflicts, history", "show 12", prints=True)
     sub.add_argument("shipment", type=int)
     sub.add_argument("--changes", action="store_true", help="also what the scripts change, as 'review show' does")
-    sub = command("assign", _assign, "give a held shipment labels or a route by hand",
+    sub = command("assign", _assign, "give a held shipment labels or a route by hand, raw data their session",
                   "assign 12 --project P1 --subject S1 --session S1_MR1")
     sub.add_argument("shipment", type=int)
     for label in ("project", "subject", "session"):
         sub.add_argument(f"--{label}", metavar="LABEL", help=f"the {label} it belongs to; XNAT's label, not a title")
     sub.add_argument("--accession", metavar="TEXT", help="{accession} of the route's headers")
     sub.add_argument("--route", metavar="NAME", help="a route of the configuration, whatever its conditions")
+    sub.add_argument("--to", type=int, metavar="SHIPMENT", help="raw data: the session that they belong to")
+    sub.add_argument("--series", metavar="NUMBER", help="raw data: which of its series, number or UID (default: the "
+                     "session as a whole)")
     sub = command("release", _release, "release a shipment that waits for review", "release 12")
     sub.add_argument("shipment", type=int)
     sub = command("reject", _reject, "decide that a shipment does not go; files are kept", 'reject 12 --reason "test"')
@@ -251,9 +254,13 @@ def _show(options: argparse.Namespace) -> int:
 
 def _assign(options: argparse.Namespace) -> int:
     settings, ledger = open_ledger(options)
+    if options.to is not None:
+        review.assign_raw(ledger, options.shipment, actor(), options.to, options.series)
+        return said(f"shipment {options.shipment} belongs to shipment {options.to} now and goes after it")
     labels = {name: getattr(options, name) for name in ("project", "subject", "session", "accession", "route")}
     if not any(labels.values()):
-        raise review.Refused("say what to assign: --project, --subject, --session, --accession or --route")
+        raise review.Refused("say what to assign: --project, --subject, --session, --accession or --route; of raw data "
+                             "--to")
     review.assign(settings, ledger, options.shipment, actor(), **labels)
     return said(f"shipment {options.shipment} is assigned and will be routed again")
 

@@ -246,6 +246,7 @@ class KSpace(_Table):
     """Raw k-space data: what the disk may hold of it, and how long it waits for its session."""
 
     source: tuple[KSpaceSource, ...] = Field(())
+    incomplete_after: Duration = Field(3600.0, description="A file that is not whole is left in the landing directory, as somebody may still write it, until it has not changed for this long; then it is taken in and shown as incomplete.", examples=["1 h"])
     deadline: Duration = Field(7 * 86400.0, description="Raw data that found no session for this long wait for a person.", examples=["7 d"])
     reserve: Size = Field(20 * 2**30, description="Below this much free space raw data are neither fetched nor copied, so that DICOM always has room; more than receive.reserve.", examples=["20 GiB"])
     quota: Size | None = Field(None, description="Most that raw data may take of the disk before no more are fetched or copied; absent means what the file system has.", examples=["2 TB"])

@@ -159,7 +159,7 @@ MIGRATIONS = (
     ALTER TABLE shipment ADD COLUMN kind TEXT NOT NULL DEFAULT 'session';
     CREATE TABLE raw (
         shipment INTEGER PRIMARY KEY REFERENCES shipment(id), instance INTEGER NOT NULL REFERENCES instance(id),
-        name TEXT NOT NULL, origin BLOB NOT NULL, verdict TEXT NOT NULL, problem TEXT, facts TEXT NOT NULL,
+        name TEXT NOT NULL, origin TEXT NOT NULL, verdict TEXT NOT NULL, problem TEXT, facts TEXT NOT NULL,
         serial TEXT, start REAL, due REAL NOT NULL, found TEXT, session INTEGER REFERENCES shipment(id),
         series_uid TEXT, series_start REAL, score INTEGER, by_hand INTEGER NOT NULL DEFAULT 0,
         report TEXT, path TEXT, size INTEGER, md5 BLOB, sha256 BLOB);
@@ -174,7 +174,7 @@ MIGRATIONS = (
         study_uid TEXT NOT NULL, receiver TEXT NOT NULL, series_uid TEXT NOT NULL, start REAL NOT NULL,
         PRIMARY KEY (study_uid, receiver, series_uid)) WITHOUT ROWID;
     CREATE TABLE listed (
-        source TEXT NOT NULL, name BLOB NOT NULL, size INTEGER NOT NULL, changed REAL NOT NULL,
+        source TEXT NOT NULL, name TEXT NOT NULL, size INTEGER NOT NULL, changed REAL NOT NULL,
         first_seen REAL NOT NULL, last_seen REAL NOT NULL, wanted INTEGER NOT NULL DEFAULT 1, fetched REAL,
         attempts INTEGER NOT NULL DEFAULT 0, due REAL NOT NULL DEFAULT 0, error TEXT,
         PRIMARY KEY (source, name)) WITHOUT ROWID;
