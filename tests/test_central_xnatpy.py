@@ -102,6 +102,7 @@ def test_xnatpy_resources(site: tuple[Central, Client], connect: Callable[..., A
     (tmp_path / "meas.dat").write_bytes(content)
     for parent, label in ((session.scans["4"], "KSPACE"), (session, "KSPACE_UNMATCHED")):
         resource = parent.create_resource(label, format="SIEMENS_TWIX")
+        uri = f"{parent.fulluri}/resources/{label}"
         assert (resource.label, resource.data["format"]) == (label, "SIEMENS_TWIX")
         resource.upload(str(tmp_path / "meas.dat"), "meas.dat")
         resource.upload_data(b'{"verdict": "complete"}', "meas.dat.json")
@@ -113,16 +114,12 @@ def test_xnatpy_resources(site: tuple[Central, Client], connect: Callable[..., A
         resource.files["meas.dat"].download(str(tmp_path / "got.dat"), verbose=False)
         assert (tmp_path / "got.dat").read_bytes() == content
         resource.files["meas.dat.json"].delete()
-        resource.clearcache()
-        assert set(resource.files.keys()) == {"meas.dat", "meas.dat.parts/0-10240"}
+        left = {row["URI"].partition("/files/")[2] for row in client.table(f"{uri}/files")}
+        assert left == {"meas.dat", "meas.dat.parts/0-10240"}
         with pytest.raises(xnat.exceptions.XNATResponseError):  # 409
-            client_of(resource).put(f"{resource.uri.rpartition('/')[0]}/{label}")
+            session.xnat_session.put(uri)
         resource.delete()
     assert len(central.archive_instances("P1", "E1")) == 2
-
-
-def client_of(thing: Any) -> Any:
-    return thing.xnat_session
 
 
 def test_xnatpy_with_alias_token(site: tuple[Central, Client], connect: Callable[..., Any]) -> None:
