@@ -301,6 +301,16 @@ class _HTTP(_Destination):
     verify: Literal["whole", "sample"] = Field("whole", description="How much is fetched back where the server's digests cannot prove arrival: everything, or one instance of each series.")
 
 
+class XNATKSpace(_Table):
+    """How raw k-space data go to this XNAT: always after DICOM, in pieces where a request would be cut on its way."""
+
+    bandwidth: Rate | None = Field(None, description="Limit of raw data, within that of the destination; absent means none of their own.", examples=["16 Mbit/s"])
+    windows: tuple[Window, ...] = Field((), description="Hours in which raw data are sent, within those of the destination; none means always.")
+    single_request: Size = Field(0, description="Files up to this size travel in one request, for a way on which nothing cuts long requests. Larger ones go in pieces, which somebody joins over there (relay-agent kspace join).", examples=["100 GB"])
+    piece_time: Duration = Field(25.0, gt=0, description="A piece is as large as the line moves in this time, at most part_size; well below the 100 s after which proxies cut.", examples=["25 s"])
+    compression: Literal["none", "zstd"] = Field("none", description='"zstd" packs the pieces without loss (a shuffle of 4 bytes, then zstd), which whoever joins them over there undoes; "none" sends the original bytes.')
+
+
 class XNAT(_HTTP):
     """A central XNAT."""
 
@@ -310,6 +320,7 @@ class XNAT(_HTTP):
     accept_prearchive: bool = Field(False, description="Take a session that waits in the prearchive as delivered. Otherwise the box keeps it until it is archived.")
     prevent_anon: bool = Field(False, description="Ask XNAT not to run its site-wide script on these sessions. Only if the central site agrees.")
     token_lifetime: Duration = Field(2 * 86400.0, description="Lifetime of alias tokens at that XNAT (aliasTokenTimeout); refreshed at half of it.", examples=["2 d"])
+    kspace: XNATKSpace = Field(default_factory=XNATKSpace)
 
 
 class DICOMweb(_HTTP):
