@@ -12,11 +12,12 @@ from relay_agent.book import missing_files, reconcile
 from relay_agent.commitment import report_due
 from relay_agent.config import Config
 from relay_agent.deidentify.work import Deidentifier
+from relay_agent.destinations.xnat import XNATDestination
 from relay_agent.kspace.work import RawWorker
 from relay_agent.ledger import Ledger, State, note, recount
 from relay_agent.purge import discard, purge
 from relay_agent.route import apply, decide
-from relay_agent.ship import Shipper
+from relay_agent.ship import RawShipper, Shipper
 from relay_agent.spool import Spool
 from relay_agent.stage import Landing, Stager
 
@@ -41,6 +42,10 @@ class Worker:
         self._stop = threading.Event()
         self._work = {d.name: threading.Event() for d in config.destination}
         self._shippers = [Shipper(config, self._ledger, d.name, self._stop) for d in config.destination]
+        self._raw_shippers = [RawShipper(config, self._ledger, d.name, self._stop, s.there.raw())
+                              for s, d in zip(self._shippers, config.destination, strict=True)
+                              if isinstance(s.there, XNATDestination) and config.kspace.source]
+        self._raw_work = [threading.Event() for _ in self._raw_shippers]
         self._deidentifier = Deidentifier(config, self._ledger, self._stop)
         self._raw = RawWorker(config, self._ledger, self._stop) if config.kspace.source else None
         self._missing = self._miscounted = 0
@@ -49,7 +54,7 @@ class Worker:
     def stop(self, *_: object) -> None:
         """End after the step that is under way."""
         self._stop.set()
-        for event in (*self._work.values(), self._deidentifier.work):
+        for event in (*self._work.values(), *self._raw_work, self._deidentifier.work):
             event.set()
 
     def run(self) -> int:
@@ -57,6 +62,8 @@ class Worker:
         reconcile(self._ledger, self._spool, self._config, settled=_SETTLED)
         threads = [threading.Thread(target=s.run, args=(self._work[d.name],), name=f"ship-{d.name}", daemon=True)
                    for s, d in zip(self._shippers, self._config.destination, strict=True)]
+        threads += [threading.Thread(target=raw.run, args=(work,), name="raw", daemon=True)
+                    for raw, work in zip(self._raw_shippers, self._raw_work, strict=True)]
         threads.append(threading.Thread(target=self._deidentifier.run, name="deidentify", daemon=True))
         if self._raw is not None:
             threads.append(threading.Thread(target=self._raw.run, name="kspace", daemon=True))
@@ -97,7 +104,7 @@ class Worker:
             except Exception as error:  # of one shipment, which the others do not wait for
                 failure = failure or error
         if moved:
-            for event in (*self._work.values(), self._deidentifier.work):
+            for event in (*self._work.values(), *self._raw_work, self._deidentifier.work):
                 event.set()
         if failure is not None:
             raise failure

@@ -28,6 +28,7 @@ from relay_agent.config import XNAT
 from relay_agent.destinations import Finding, Proof, Retry, Stopped, Waiting
 from relay_agent.destinations.account import Account, short
 from relay_agent.destinations.tokens import Tokens
+from relay_agent.destinations.xnat_raw import XNATRaw
 from relay_agent.package import Compression, Item, Manifest, blocks, content, zip_stream
 from relay_agent.throttle import Throttle
 
@@ -58,6 +59,11 @@ class XNATDestination(Account):
         self._projects = projects
         self._compression = Compression(config.compression)
         self._took: set[int] = set()  # new versions that XNAT took in this run
+
+    def raw(self) -> XNATRaw:
+        """Where raw data go at the same XNAT: the same token, and within the same bandwidth and windows."""
+        own = self._config.kspace
+        return XNATRaw(self._config, Throttle(own.bandwidth, own.windows, self._throttle), self._tokens, self._scratch)
 
     # The verbs
 

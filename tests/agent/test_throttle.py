@@ -140,17 +140,17 @@ def test_a_window_that_ends_stops_the_stream_on_its_way() -> None:
 def test_one_within_another_keeps_to_both() -> None:
     """Raw data have a limit of their own, and count against that of the destination."""
     clock = Clock()
-    outer = throttle(1000.0, clock)
-    inner = Throttle(400.0, within=outer, clock=clock, sleep=clock.sleep)
-    assert inner.limit() == 400.0
-    assert b"".join(inner.paced([bytes(4000)])) == bytes(4000)
+    outer = throttle(100_000.0, clock)
+    inner = Throttle(40_000.0, within=outer, clock=clock, sleep=clock.sleep)
+    assert inner.limit() == 40_000.0
+    assert b"".join(inner.paced([bytes(400_000)])) == bytes(400_000)
     assert clock.now - 1000.0 == pytest.approx(10, abs=0.3)
     began = clock.now
-    streams = [inner.paced([bytes(4000)]), outer.paced([bytes(6000)])]
+    streams = [inner.paced([bytes(400_000)]), outer.paced([bytes(600_000)])]
     while streams:
         streams = [stream for stream in streams if next(stream, None) is not None]
-    assert clock.now - began == pytest.approx(10, abs=0.3)  # 10,000 bytes through the outer one
-    assert Throttle(None, within=outer).limit() == 1000.0
+    assert clock.now - began >= 9.8  # 1 MB through the outer one
+    assert Throttle(None, within=outer).limit() == 100_000.0
     night, day = [window("18:00", "06:00")], [window("06:00", "18:00")]
     at = datetime(2026, 1, 2, 12)
     for own, others in ((night, day), (day, night)):
