@@ -48,6 +48,7 @@ from relay_agent.deidentify.recipe import Unusable
 from relay_agent.header import read_header
 from relay_agent.identify import identify, needed_tags
 from relay_agent.java_regex import RuleValueError
+from relay_agent.kspace import pickup
 from relay_agent.ledger import LedgerError, State
 from relay_agent.route import known_project
 from relay_agent.spool import Spool
@@ -131,9 +132,12 @@ def _parser() -> argparse.ArgumentParser:
                   prints=True)
     sub.add_argument("shipment", type=int, nargs="?")
     sub.add_argument("--verify", action="store_true", help="check that no receipt was removed or edited")
-    sub = command("upload", _upload, "take in files or folders by hand", "upload /media/cdrom", prints=True)
+    sub = command("upload", _upload, "take in files or folders by hand, DICOM or raw k-space data",
+                  "upload /media/cdrom", prints=True)
     sub.add_argument("path", type=Path, nargs="+")
     sub.add_argument("--receiver", metavar="AE", help="as if received by this receiver (default: the first)")
+    sub.add_argument("--source", metavar="NAME", help="all of it is raw k-space data of this source (default: TWIX "
+                     "files are, of the first source)")
     sub = command("identify", _identify, "what XNAT would make of files: project, subject, session, auto-archive",
                   "identify image.dcm", prints=True)
     sub.add_argument("file", type=Path, nargs="+")
@@ -314,17 +318,25 @@ def _upload(options: argparse.Namespace) -> int:
     if receiver is None:
         raise review.Refused(f"there is no receiver {title}; the configuration has "
                              f"{', '.join(r.ae_title for r in settings.receiver)}")
+    sources = {source.name: source for source in settings.kspace.source}
+    if options.source is not None and options.source not in sources:
+        raise review.Refused(f"there is no source {options.source}; the configuration has "
+                             f"{', '.join(sources) or 'none (kspace.source)'}")
     spool = Spool(settings.spool, settings.receive.reserve)
-    files = [file for path in options.path for file in ([path] if not path.is_dir() else sorted(path.rglob("*")))
-             if not file.is_dir()]
+    files = [(file, file.relative_to(path if path.is_dir() else path.parent)) for path in options.path
+             for file in (sorted(path.rglob("*")) if path.is_dir() else [path]) if not file.is_dir()]
     taken: int = 0
     problems: list[dict[str, str]] = []
     console = report.console(stderr=True)
     with Progress(console=console, transient=True, disable=options.json or not console.is_terminal) as progress:
         bar = progress.add_task("taking in", total=len(files))
-        for file in files:
+        for file, below in files:
             try:
-                problem = stage.take_in(file, receiver.name, spool, ledger, "upload")
+                if options.source or (sources and pickup.is_raw(file)):
+                    source = sources[options.source or next(iter(sources))]
+                    problem = pickup.upload(file, below, source, settings, ledger)
+                else:
+                    problem = stage.take_in(file, receiver.name, spool, ledger, "upload")
             except OSError as error:
                 problem = f"cannot be taken in: {error.strerror}"
             taken += problem is None

@@ -95,8 +95,8 @@ def conditions(config: Config, ledger: Ledger, now: float) -> Iterator[tuple[str
         yield "raw space short", "disk", (
             f"{show_size(ahead.left)} are left for raw data. The scanners produced {show_size(ahead.daily)} a day"
             f"{opens}: {show_size(ahead.expected)} are expected by then. {show_size(waits or 0)} wait to leave. What "
-            "does not fit is not fetched, and the scanner overwrites it. Open a longer window, shorten purge.retention, or "
-            "give it more disk (kspace.quota, kspace.reserve).")
+            "does not fit is not fetched, and the scanner overwrites it. Open a longer window, shorten purge.retention "
+            "or give it more disk (kspace.quota, kspace.reserve).")
     for source in config.kspace.source:
         found = _listed(ledger, source.name, source.overwritten_after, now)
         if found["overwritten_in_seconds"] is not None and found["overwritten_in_seconds"] < _SOON:

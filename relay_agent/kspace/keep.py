@@ -81,14 +81,15 @@ def candidates(ledger: Ledger, raw: Raw, receivers: Collection[str]) -> list[Ses
     for row in ledger.all("SELECT DISTINCT s.study_uid, s.receiver FROM instance i JOIN shipment s ON s.id = "
                           f"i.shipment WHERE i.sop_instance IN ({_marks(raw.planned_on)})", *raw.planned_on):
         found.add((row["study_uid"], row["receiver"]))
+    firsts = [first for study, receiver in sorted(found) if not receivers or receiver in receivers for first in
+              ledger.all("SELECT * FROM shipment WHERE study_uid = ? AND receiver = ? AND kind = 'session' "
+                         "ORDER BY supplement LIMIT 1", study, receiver)]
+    # Where only rejected ones are left, somebody has to know; otherwise they are none.
+    firsts = [first for first in firsts if first["state"] != State.REJECTED] or firsts
     groups: dict[tuple[str, ...], list[Session]] = defaultdict(list)
-    for study, receiver in sorted(found):
-        first = ledger.one("SELECT * FROM shipment WHERE study_uid = ? AND receiver = ? AND kind = 'session' AND "
-                           "state <> ? ORDER BY supplement LIMIT 1", study, receiver, State.REJECTED)
-        if first is None or (receivers and receiver not in receivers):
-            continue
+    for first in firsts:
         labels = (first["project"], first["subject"], first["session"])
-        groups[labels if all(labels) else (study, receiver)].append(_session(ledger, raw, first))
+        groups[labels if all(labels) else (first["study_uid"], first["receiver"])].append(_session(ledger, raw, first))
     return [_joined(parts) for parts in groups.values()]
 
 
@@ -105,7 +106,7 @@ def _session(ledger: Ledger, raw: Raw, first: sqlite3.Row) -> Session:
     series, serials = [], set()
     for row in ledger.all("SELECT series_uid, min(series_number) AS number, max(scanner_serial) AS serial "
                           "FROM instance WHERE shipment IN (SELECT id FROM shipment WHERE study_uid = ? AND receiver "
-                          "= ? AND state <> ?) GROUP BY series_uid", *study, State.REJECTED):
+                          "= ? AND (state <> ? OR id = ?)) GROUP BY series_uid", *study, State.REJECTED, first["id"]):
         number = row["number"] or ""
         series.append(Series(row["series_uid"], int(number) if number.isdecimal() else 0,
                              frozenset(names[row["series_uid"]]), starts.get(row["series_uid"])))

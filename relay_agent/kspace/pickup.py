@@ -23,10 +23,11 @@ from pathlib import Path
 
 from relay_agent.book import alive
 from relay_agent.config import Config, KSpaceSource
+from relay_agent.deidentify.key import box_key
 from relay_agent.journal import sync_folder
 from relay_agent.kspace import facts, protocol, room
 from relay_agent.kspace.keep import facts_of, hidden
-from relay_agent.kspace.twix import Verdict, check
+from relay_agent.kspace.twix import NotTwix, Verdict, check, layout
 from relay_agent.ledger import Ledger, State, move, note
 from relay_agent.spool import PARTIAL, Spool
 from relay_agent.stage import Landing
@@ -159,8 +160,21 @@ def _labels(config: Config, below: str) -> dict[str, str]:
     return {}
 
 
-def upload(path: Path, below: str, source: KSpaceSource, config: Config, ledger: Ledger, key: bytes) -> str | None:
+def is_raw(path: Path) -> bool:
+    """Whether a file is Siemens raw data, whole or not; ``OSError``."""
+    file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        layout(file, os.fstat(file).st_size)
+    except NotTwix:
+        return False
+    finally:
+        os.close(file)
+    return True
+
+
+def upload(path: Path, below: Path, source: KSpaceSource, config: Config, ledger: Ledger) -> str | None:
     """Take in a copy of a file; why it will be held, or None. Durable when this returns; ``OSError``."""
+    key = box_key(config, ledger)
     work = _copied(path, source.name, config)
     try:
         found = inspect(work, source.opaque, key)

@@ -114,13 +114,14 @@ class RawBox(Box):
         """Rounds of the raw data thread."""
         for _ in range(rounds):
             self.raw._looked = -1e9
+            self.raw._landing.touched.set()
             self.raw.step()
         assert balance(self.ledger).difference == 0
 
     def shipment(self, number: int) -> Any:
         """A shipment's row with that of its raw data."""
-        return self.ledger.one("SELECT s.*, r.verdict, r.series_uid, r.score, r.session AS to_shipment, r.path AS made, "
-                               "r.name, r.sha256, r.md5 FROM shipment s LEFT JOIN raw r ON r.shipment = s.id "
+        return self.ledger.one("SELECT s.*, r.verdict, r.series_uid, r.score, r.session AS to_shipment, r.path AS "
+                               "made, r.name, r.sha256, r.md5 FROM shipment s LEFT JOIN raw r ON r.shipment = s.id "
                                "WHERE s.id = ?", number)
 
     def raws(self) -> list[Any]:
