@@ -44,11 +44,11 @@ def assign(config: Config, ledger: Ledger, shipment: int, actor: str, *, project
     if route is not None and route not in {r.name for r in config.route}:
         raise Refused(f"there is no route {route}; the configuration has {', '.join(r.name for r in config.route)}")
     with ledger.write() as connection:
-        row = _shipment(connection, shipment, State.HELD, State.REVIEW, State.COMPLETE, State.DEIDENTIFY,
-                        State.READY)
-        if row["kind"] == "raw":
+        if connection.execute("SELECT 1 FROM raw WHERE shipment = ?", (shipment,)).fetchone():
             raise Refused("raw data go where their session goes: relay-agent assign "
                           f"{shipment} --to SHIPMENT [--series NUMBER]")
+        row = _shipment(connection, shipment, State.HELD, State.REVIEW, State.COMPLETE, State.DEIDENTIFY,
+                        State.READY)
         for delivery in connection.execute("SELECT * FROM delivery WHERE shipment = ?", (shipment,)):
             if delivery["state"] not in (Stop.WAITING, Stop.STOPPED):
                 raise Refused(f"shipment {shipment} is {delivery['state']} at {delivery['destination']} under its "
@@ -63,10 +63,10 @@ def assign(config: Config, ledger: Ledger, shipment: int, actor: str, *, project
 def assign_raw(ledger: Ledger, shipment: int, actor: str, session: int, series: str | None = None) -> None:
     """Say which session raw data belong to, and which of its series (number or UID); none: the session as a whole."""
     with ledger.write() as connection:
-        row = _shipment(connection, shipment, State.HELD, State.WAITING, State.REVIEW, State.COMPLETE,
-                        State.DEIDENTIFY, State.READY, State.REJECTED)
-        if row["kind"] != "raw":
+        if connection.execute("SELECT 1 FROM shipment WHERE id = ? AND kind = 'session'", (shipment,)).fetchone():
             raise Refused(f"shipment {shipment} is a session; --to is for raw data")
+        _shipment(connection, shipment, State.HELD, State.WAITING, State.REVIEW, State.COMPLETE, State.DEIDENTIFY,
+                  State.READY, State.REJECTED)
         if connection.execute("SELECT 1 FROM raw WHERE shipment = ? AND verdict = ?",
                               (shipment, Verdict.INCOMPLETE)).fetchone():
             raise Refused(f"shipment {shipment} is not whole and cannot go; have it fetched or exported again")

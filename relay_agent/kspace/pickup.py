@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 _LABEL = re.compile(r"[A-Za-z0-9_-]+")
 _OURS = re.compile(r"[0-9a-f]{64}\.dat")  # a file of the store, put back by recover()
 _STALE_LOCK = 86400.0  # seconds: whoever wrote it was interrupted
-_SETTLED = 60.0  # seconds after which a file in the store must have its row
+_SETTLED = 5.0  # seconds after which a file in the store must have its row
 
 
 @dataclass(frozen=True, slots=True)

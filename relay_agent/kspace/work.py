@@ -26,7 +26,7 @@ from relay_agent.ledger import Ledger, State, move, note
 log = logging.getLogger(__name__)
 
 _AGAIN = 2.0  # seconds between looks at raw data that wait
-_RECOVER = 3600.0
+_RECOVER = 60.0
 _BROKE = "a process ended abnormally over it; see the system's journal, then 'retry'"
 
 
