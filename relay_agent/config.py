@@ -232,6 +232,26 @@ class Route(_Table):
     kspace: RouteKSpace | None = Field(None)
 
 
+class Pull(_Table):
+    """Raw data are fetched from the scanner's back end (imager, MARS) by SSH: in idle hours, and never while something changes there, as it does during a scan."""
+
+    host: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9.:_-]*$", description="Host name or address of the imager, as this box reaches it.", examples=["192.168.2.2"])
+    port: int = Field(22, ge=1, le=65535, description="TCP port of its SSH server.")
+    user: str = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$", description="Account on it; may read the folder, needs nothing else.", examples=["relay"])
+    key: Credential = Field(description="File with the private key for it, without a passphrase; a bare name is looked up in $CREDENTIALS_DIRECTORY.", examples=["imager-key"])
+    host_key: str = Field(pattern=r"^[a-z0-9@.-]+ [A-Za-z0-9+/=]+$", description="Its host key, type and key, as it was told to you; ssh-keyscan prints it, but a stranger's as well.", examples=["ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI..."])
+    folder: str = Field(pattern=r"^[^\x00-\x1f]+$", description="Folder on it that holds the raw data.", examples=["/data/raw"])
+    method: Literal["sftp", "rsync"] = Field("sftp", description="sftp, or rsync where that is installed on it.")
+    ssh_options: tuple[str, ...] = Field((), description="More options of ssh, for old servers.", examples=[["KexAlgorithms=+diffie-hellman-group14-sha1", "HostKeyAlgorithms=+ssh-rsa", "PubkeyAcceptedAlgorithms=+ssh-rsa"]])
+    windows: tuple[Window, ...] = Field((), description="Idle hours, the only ones in which files are fetched; none means always. A window's bandwidth limits that.")
+    bandwidth: Rate | None = Field(None, description="Limit; absent means none.", examples=["250 Mbit/s"])
+    poll: Duration = Field(300.0, gt=0, description="The folder is listed this often. Files are fetched when two lists are the same, and no longer than that.", examples=["5 min"])
+    list_command: str | None = Field(None, description="Command to run over there that prints the scanner's own list.", examples=["RaidTool -d -a 192.168.2.2 -p 8010"])
+    running: Regex = Field(r"\bwip\b", description="While this is found in the scanner's list, a scan is running and nothing is fetched.")
+    everything: bool = Field(False, description="Fetch all raw data, not only what may belong to a received session of a route with raw data.")
+    smallest: Size = Field(10**6, description="Smaller files (adjustment scans) are not fetched.", examples=["1 MB"])
+
+
 class KSpaceSource(_Table):
     """Where raw k-space data of a scanner come from: a folder of the landing directory, named as the source."""
 
@@ -240,6 +260,7 @@ class KSpaceSource(_Table):
     opaque: bool = Field(False, description="Other vendors' formats: files are taken in as they are, and only go where a route's kspace.opaque says.")
     receivers: tuple[AETitle, ...] = Field((), description="The scanner's DICOM sessions come to these receivers; none means any.", examples=[["RELAY"]])
     overwritten_after: Duration = Field(2 * 86400.0, gt=0, description="How long the scanner keeps raw data before it overwrites them; status counts down from this.", examples=["2 d"])
+    pull: Pull | None = Field(None)
 
 
 class KSpace(_Table):
@@ -502,18 +523,24 @@ def example() -> str:
     return config_text.example(Config)
 
 
+def credential_path(name: str) -> Path:
+    """Where a credential lies: a bare name in ``$CREDENTIALS_DIRECTORY``. ``ConfigError`` when there is none."""
+    path = Path(name)
+    if path.is_absolute():
+        return path
+    folder = os.environ.get("CREDENTIALS_DIRECTORY")
+    if not folder:
+        raise ConfigError(f"credential {name}: give an absolute path, or start under systemd with LoadCredential={name}:…")
+    return Path(folder) / name
+
+
 def secret(name: str) -> tuple[str, str]:
     """User and password of a credential file (``user:password`` in its first line).
 
     A bare name is looked up in ``$CREDENTIALS_DIRECTORY`` (systemd credentials). ``ConfigError`` names the
     file and the remedy, never what stands in it.
     """
-    path = Path(name)
-    if not path.is_absolute():
-        folder = os.environ.get("CREDENTIALS_DIRECTORY")
-        if not folder:
-            raise ConfigError(f"credential {name}: give an absolute path, or start under systemd with LoadCredential={name}:…")
-        path = Path(folder) / name
+    path = credential_path(name)
     try:
         user, colon, password = path.read_text(encoding="utf-8").partition("\n")[0].strip().partition(":")
     except OSError as error:
