@@ -69,8 +69,10 @@ def outlook(config: Config, ledger: Ledger, now: float | None = None) -> Outlook
 
 
 def _until_open(destination: XNAT, now: float) -> float:
-    try:
-        Throttle(None, destination.windows, now=lambda: datetime.fromtimestamp(now)).limit()
-    except Closed as closed:
-        return closed.seconds
-    return 0.0
+    seconds = 0.0
+    for windows in (destination.windows, destination.kspace.windows):
+        try:
+            Throttle(None, windows, now=lambda: datetime.fromtimestamp(now)).limit()
+        except Closed as closed:
+            seconds = max(seconds, closed.seconds)
+    return seconds

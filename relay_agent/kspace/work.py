@@ -127,7 +127,7 @@ class RawWorker:
             self._end(row, State.COMPLETE, "its route has changed")
             return 1
         scrubbed = route.kspace.scrub and raw["verdict"] not in (OPAQUE, Verdict.NOT_TWIX)
-        task = Task(self._config.spool / raw["source"], raw["digest"].hex(),
+        task = Task(Path(os.path.normpath(self._config.spool / raw["source"])), raw["digest"].hex(),
                     self._config.kspace_deidentified / str(row["id"]) / raw["name"], row["project"] or "",
                     route.kspace, scrubbed, self._originals(session))
         result = self._in_child(row["id"], make, task, self._key)
