@@ -45,7 +45,7 @@ def land(box: Box, content: bytes, name: str = "meas_MID00358.dat") -> None:
     (folder / f".{name}").rename(folder / name)
 
 
-def raw_shipment(box: Box, state: State, seconds: float = 90) -> Any:
+def raw_shipment(box: Box, state: State, seconds: float = 240) -> Any:
     """Wait until the one raw shipment is in a state; its row."""
     return wait_for(lambda: box.ledger.one("SELECT s.*, r.sha256, r.score FROM shipment s JOIN raw r ON r.shipment = "
                                            "s.id WHERE s.state = ?", state), seconds,
@@ -83,7 +83,7 @@ def test_one_exam_arrives_in_one_session(pair: Pair, tmp_path: Path) -> None:
     row = raw_shipment(box, State.DELIVERED)
     assert row["score"] == 230 and row["session"] == "S1_MR1"
     folder = resource(central)
-    assert "scans/2/" in f"{folder}/".lower() or folder.parent.name == "2" or folder.parent.parent.name == "2"
+    assert folder.relative_to(central.store.root).parts[-3:] == ("SCANS", "2", "KSPACE")
     found, beside = sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix in (".dat", ".json"))
     assert hashlib.sha256(found.read_bytes()).digest() == row["sha256"]
     assert check(found).verdict == Verdict.COMPLETE
@@ -158,7 +158,6 @@ def test_the_worker_is_killed_while_raw_data_are_sent(tmp_path: Path) -> None:
                 else:
                     time.sleep(chance.uniform(1.5, 4))
                 agent.stop("work", kill=True)
-            assert not ledger.value("SELECT 1 FROM receipt r JOIN raw ON raw.shipment = r.shipment") or number > 2
             agent.start("work")
             agent.wait_state("delivered", len(images) + 1, 180)
         finally:
