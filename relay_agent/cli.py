@@ -246,11 +246,11 @@ def _show(options: argparse.Namespace) -> int:
     found = report.shipment(ledger, options.shipment)
     if found is None:
         raise review.Refused(f"there is no shipment {options.shipment}; see relay-agent list")
-    changes = preview.changes(settings, ledger, options.shipment) if options.changes else None
+    changes = preview.changes(settings, ledger, options.shipment) if options.changes and not found["raw"] else None
     if options.json:
         print_json(found | (cli_review.with_count(changes) if changes is not None else {}))
         return DONE
-    report.print_shipment(report.console(), found)
+    report.print_shipment(report.console(), found, options.changes)
     if changes is not None:
         cli_review.print_changes(report.console(), changes)
     return DONE

@@ -209,8 +209,8 @@ def _lasting(seconds: float | None) -> str | None:
     return show_duration(seconds) if seconds > 0 else "overdue"
 
 
-def print_raw(console: Console, found: Mapping[str, Any]) -> None:
-    """What is known of raw data."""
+def print_raw(console: Console, found: Mapping[str, Any], replaced: bool = False) -> None:
+    """What is known of raw data; with ``replaced`` also where what was replaced."""
     console.print(f"{'raw data':>13}: {found['file']}, {found['verdict']}"
                   + (f" ({found['problem']})" if found["problem"] else ""), soft_wrap=True)
     to = f"shipment {found['session_shipment']}, " + (f"series {found['series']}" if found["series"] else
@@ -222,14 +222,16 @@ def print_raw(console: Console, found: Mapping[str, Any]) -> None:
         done = (f"scrubbed, {sum(part['count'] for part in report['replaced'])} values replaced; {report['protocol']}, "
                 f"software {report['version']}" if report["scrubbed"] else "as it came: nothing was de-identified")
         console.print(f"{'leaves':>13}: {escape(done)}", soft_wrap=True)
+    if replaced and report is not None:
+        print_rows(console, report.get("replaced", ()), "nothing was replaced", "\nreplaced")
     if found["candidates"]:
         print_rows(console, [{"shipment": one["shipment"], "score": one["score"], "why": ", ".join(one["reasons"]),
                               "series": ", ".join(str(each["number"]) for each in one["series"])}
                              for one in found["candidates"]], "", "\ncandidates")
 
 
-def print_shipment(console: Console, found: Mapping[str, Any]) -> None:
-    """One shipment as a page."""
+def print_shipment(console: Console, found: Mapping[str, Any], replaced: bool = False) -> None:
+    """One shipment as a page; see :func:`print_raw`."""
     for key in ("shipment", "kind", "state", "reason", "study", "receiver", "supplement", "route", "project", "subject",
                 "session", "auto_archive", "instances", "opened", "last_arrival"):
         if found[key] is not None:
@@ -237,7 +239,7 @@ def print_shipment(console: Console, found: Mapping[str, Any]) -> None:
             console.print(f"{key.replace('_', ' '):>13}: {_cell(key, found[key])}" + (f"  (from {source})" if source
                                                                                       else ""), soft_wrap=True)
     if found["raw"]:
-        print_raw(console, found["raw"])
+        print_raw(console, found["raw"], replaced)
     deliveries = [{key: value for key, value in row.items() if key != "shipment"} for row in found["deliveries"]]
     for key, rows in (("series", found["series"]), ("deliveries", deliveries), ("conflicts", found["conflicts"]),
                       ("related", found["related"]), ("history", found["history"])):
@@ -257,7 +259,7 @@ def print_receipts(console: Console, found: Sequence[Mapping[str, Any]]) -> None
         ways = [instance["proved_by"] for instance in page["instances"]]
         counted = ", ".join(f"{ways.count(way)} by {way}" for way in dict.fromkeys(ways))
         console.print(f"  {len(ways)} instances proved: {counted}")
-        rows = [{"SOP Instance UID": i["sop_instance"], "sent SHA-256": i["sent_sha256"][:16] + "…",
+        rows = [{"SOP Instance UID, or file": i["sop_instance"], "sent SHA-256": i["sent_sha256"][:16] + "…",
                  "sent_size": i["sent_size"], "proved_by": i["proved_by"]} for i in page["instances"][:10]]
         print_rows(console, rows, "")
         if len(ways) > 10:

@@ -11,6 +11,7 @@ import threading
 import time
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -167,7 +168,8 @@ class RawWorker:
 
 def _confine(folder: Path, level: str) -> None:
     confine(folder, level)
-    os.nice(10)  # receiving and DICOM come first
+    with suppress(OSError):  # a sandbox may forbid it; the services' weights then have to do
+        os.nice(10)  # receiving and DICOM come first
 
 
 def _unmoved(connection: sqlite3.Connection, row: sqlite3.Row) -> bool:

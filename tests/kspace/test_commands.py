@@ -12,6 +12,7 @@ from relay_agent import cli
 from relay_agent.ledger import State
 from tests import data
 from tests.kspace.path import RawBox, exam, raw, settings
+from tests.kspace.synthetic import PERSON
 
 
 @pytest.fixture
@@ -68,6 +69,8 @@ def test_an_operator_sees_and_decides(box, capsys):
     page = run(box, capsys, "show", str(whole))[1]
     for words in ("MID00400", "complete", "score 230", "frame of reference", "scrubbed", "t1_mprage", "candidates"):
         assert words in page
+    page = run(box, capsys, "show", str(whole), "--changes")[1]
+    assert "replaced" in page and "measurement 1, Config" in page and PERSON.name not in page
     found = told(box, capsys, "show", str(whole))
     assert found["kind"] == "raw" and found["raw"]["score"] == 230 and found["study"] is None
     status, page = run(box, capsys, "status")

@@ -6,6 +6,7 @@ import json
 import os
 import time
 from dataclasses import replace
+from itertools import permutations
 from pathlib import Path
 
 import pytest
@@ -82,6 +83,32 @@ def test_raw_before_its_dicom_waits_and_leaves_after_it(box):
     assert told["searched_for_identifiers_of_the_session"]
     text = beside.path.read_bytes().lower()
     assert [value for value in PERSON.planted() if value.lower() in text] == []
+
+
+@pytest.mark.parametrize("order", [order for order in permutations(("raw", "second", "dicom", "late", "delivered"))
+                                   if order.index("dicom") < order.index("delivered")][::7])
+def test_in_whatever_order_they_come(box, order):
+    """Two raw files, the session, an instance that comes late, and the session's delivery."""
+    images = exam(protocols=("localizer", "t1_mprage", "t2_tse"))
+    events = {"raw": lambda: box.land(raw(), "a.dat"),
+              "second": lambda: box.land(raw(359, start=START + 1, protocol="t2_tse"), "b.dat"),
+              "dicom": lambda: box.dicom(images[:-1]), "late": lambda: box.dicom(images[-1:]),
+              "delivered": lambda: deliver_all(box)}
+    for event in order:
+        events[event]()
+        box.work(3)
+        rows = box.ledger.all("SELECT state FROM shipment WHERE kind = 'session'")
+        if any(row["state"] != State.DELIVERED for row in rows):
+            assert State.READY not in states(box) or "late" in order[:order.index(event) + 1]
+    deliver_all(box)
+    box.work()
+    assert {(row["state"], row["session"], row["series_uid"]) for row in box.raws()} == {
+        (State.READY, "S1_MR1", f"{STUDY}.2"), (State.READY, "S1_MR1", f"{STUDY}.3")}
+
+
+def deliver_all(box: RawBox) -> None:
+    for row in box.ledger.all("SELECT id FROM shipment WHERE kind = 'session' AND state = 'ready'"):
+        box.delivered(row["id"])
 
 
 def test_raw_days_after_its_dicom_was_purged(box):
