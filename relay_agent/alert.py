@@ -20,6 +20,7 @@ from email.utils import formatdate, make_msgid
 from itertools import groupby
 
 from relay_agent.config import Alert, Config, ConfigError, secret
+from relay_agent.kspace import account
 from relay_agent.ledger import Ledger, State, Stop, balance
 from relay_agent.spool import Spool
 from relay_agent.units import show_duration, show_size
@@ -55,7 +56,8 @@ def conditions(config: Config, ledger: Ledger, spool: Spool, *, tokens: Mapping[
     """
     limits = _limits(config)
     return [*_deliveries(ledger, limits, now), *_space(config, ledger, spool), *_instances(ledger),
-            *_waiting(ledger, limits, now), *_tokens(tokens), *_books(ledger), *_silence(ledger, limits, now), *extra]
+            *_waiting(ledger, limits, now), *_tokens(tokens), *_books(ledger), *_silence(ledger, limits, now),
+            *(Condition(*one) for one in account.conditions(config, ledger, now)), *extra]
 
 
 def _limits(config: Config) -> Alert:
@@ -122,8 +124,8 @@ def _waiting(ledger: Ledger, limits: Alert, now: float) -> Iterator[Condition]:
                                      (State.REVIEW, "review", "waiting for review", "release or reject"),
                                      (State.DEIDENTIFY, "not de-identified", "not de-identified (see the log of the "
                                       "service)", "reject")):
-        rows = ledger.all("SELECT id, changed FROM shipment WHERE state = ? AND changed < ? ORDER BY changed", state,
-                          now - limits.held)
+        rows = ledger.all("SELECT id, changed FROM shipment WHERE state = ? AND changed < ? AND (kind = 'session' OR "
+                          "state <> 'held') ORDER BY changed", state, now - limits.held)
         if rows:
             yield Condition(name, "shipments", (
                 f"For longer than {show_duration(limits.held)} {what}, the first since {_when(rows[0]['changed'])}: "

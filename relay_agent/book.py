@@ -244,7 +244,7 @@ def reconcile(ledger: Ledger, spool: Spool, config: Config, *, since: float = 0.
     now = time.time()
     for path, entry in spool.files():
         if entry.name.startswith(PARTIAL):
-            if not _alive(entry.name):
+            if not alive(entry.name):
                 (spool.folder / path).unlink(missing_ok=True)
             continue
         if not _OURS.fullmatch(path):  # somebody's note, or what a file system check found: not ours to judge
@@ -270,7 +270,8 @@ def reconcile(ledger: Ledger, spool: Spool, config: Config, *, since: float = 0.
     return entered
 
 
-def _alive(partial: str) -> bool:
+def alive(partial: str) -> bool:
+    """Whether the process that writes a partial file is still there."""
     try:
         os.kill(int(partial.removeprefix(PARTIAL).split("-")[0]), 0)
     except (ProcessLookupError, ValueError, OverflowError):

@@ -43,6 +43,7 @@ _EXPIRES_SOON = 30 * 86400.0
 def run(config: Config, *, offline: bool = False) -> Iterator[Finding]:
     """Look at everything, cheapest first; ``offline`` leaves out what needs the network."""
     yield from _settings(config)
+    yield from _kspace(config)
     yield from _scripts(config)
     yield from _folders(config)
     yield _clock()
@@ -79,6 +80,25 @@ def _settings(config: Config) -> Iterator[Finding]:
             yield Finding(False, f"{destination.name}: it is asked without a log-in", "set credential")
     if config.alert and config.alert.credential and not config.alert.starttls:
         yield Finding(False, "the mail server's password is sent unencrypted", "set alert.starttls = true")
+
+
+def _kspace(config: Config) -> Iterator[Finding]:
+    """Raw k-space data: what is valid and yet hardly meant, and whether files can be moved."""
+    taken, wanted = bool(config.kspace.source), any(route.kspace for route in config.route)
+    if taken and not wanted:
+        yield Finding(False, "raw k-space data are picked up, and no route delivers them", "add a [route.kspace] table")
+    if wanted and not taken:
+        yield Finding(False, "a route delivers raw k-space data, and there is no source of them",
+                      "add a [[kspace.source]]")
+    for route in config.route:
+        if route.kspace and not route.kspace.scrub:
+            yield Finding(False, f"route {route.name}: raw data leave with what identifies the patient",
+                          "set kspace.scrub = true, unless the project may have them")
+    raw = [folder for folder in (config.kspace_landing, config.kspace_spool, config.kspace_deidentified)
+           if folder.exists()]
+    if len({folder.stat().st_dev for folder in raw}) > 1:
+        yield Finding(False, f"{raw[0].parent}: its folders are on several file systems, so raw data cannot be moved",
+                      f"mount a file system at {raw[0].parent} only, not below it")
 
 
 def _scripts(config: Config) -> Iterator[Finding]:

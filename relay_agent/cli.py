@@ -48,6 +48,7 @@ from relay_agent.deidentify.recipe import Unusable
 from relay_agent.header import read_header
 from relay_agent.identify import identify, needed_tags
 from relay_agent.java_regex import RuleValueError
+from relay_agent.kspace import pickup
 from relay_agent.ledger import LedgerError, State
 from relay_agent.route import known_project
 from relay_agent.spool import Spool
@@ -109,13 +110,16 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("show", _show, "show a shipment: series, deliveries, conflicts, history", "show 12", prints=True)
     sub.add_argument("shipment", type=int)
     sub.add_argument("--changes", action="store_true", help="also what the scripts change, as 'review show' does")
-    sub = command("assign", _assign, "give a held shipment labels or a route by hand",
+    sub = command("assign", _assign, "give a held shipment labels or a route by hand, raw data their session",
                   "assign 12 --project P1 --subject S1 --session S1_MR1")
     sub.add_argument("shipment", type=int)
     for label in ("project", "subject", "session"):
         sub.add_argument(f"--{label}", metavar="LABEL", help=f"the {label} it belongs to; XNAT's label, not a title")
     sub.add_argument("--accession", metavar="TEXT", help="{accession} of the route's headers")
     sub.add_argument("--route", metavar="NAME", help="a route of the configuration, whatever its conditions")
+    sub.add_argument("--to", type=int, metavar="SHIPMENT", help="raw data: the session that they belong to")
+    sub.add_argument("--series", metavar="NUMBER", help="raw data: which of its series, number or UID (default: the "
+                     "session as a whole)")
     sub = command("release", _release, "release a shipment that waits for review", "release 12")
     sub.add_argument("shipment", type=int)
     sub = command("reject", _reject, "decide that a shipment does not go; files are kept", 'reject 12 --reason "test"')
@@ -128,9 +132,12 @@ def _parser() -> argparse.ArgumentParser:
                   prints=True)
     sub.add_argument("shipment", type=int, nargs="?")
     sub.add_argument("--verify", action="store_true", help="check that no receipt was removed or edited")
-    sub = command("upload", _upload, "take in files or folders by hand", "upload /media/cdrom", prints=True)
+    sub = command("upload", _upload, "take in files or folders by hand, DICOM or raw k-space data",
+                  "upload /media/cdrom", prints=True)
     sub.add_argument("path", type=Path, nargs="+")
     sub.add_argument("--receiver", metavar="AE", help="as if received by this receiver (default: the first)")
+    sub.add_argument("--source", metavar="NAME", help="all of it is raw k-space data of this source (default: TWIX "
+                     "files are, of the first source)")
     sub = command("identify", _identify, "what XNAT would make of files: project, subject, session, auto-archive",
                   "identify image.dcm", prints=True)
     sub.add_argument("file", type=Path, nargs="+")
@@ -239,11 +246,11 @@ def _show(options: argparse.Namespace) -> int:
     found = report.shipment(ledger, options.shipment)
     if found is None:
         raise review.Refused(f"there is no shipment {options.shipment}; see relay-agent list")
-    changes = preview.changes(settings, ledger, options.shipment) if options.changes else None
+    changes = preview.changes(settings, ledger, options.shipment) if options.changes and not found["raw"] else None
     if options.json:
         print_json(found | (cli_review.with_count(changes) if changes is not None else {}))
         return DONE
-    report.print_shipment(report.console(), found)
+    report.print_shipment(report.console(), found, options.changes)
     if changes is not None:
         cli_review.print_changes(report.console(), changes)
     return DONE
@@ -251,9 +258,13 @@ def _show(options: argparse.Namespace) -> int:
 
 def _assign(options: argparse.Namespace) -> int:
     settings, ledger = open_ledger(options)
+    if options.to is not None:
+        review.assign_raw(ledger, options.shipment, actor(), options.to, options.series)
+        return said(f"shipment {options.shipment} belongs to shipment {options.to} now and goes after it")
     labels = {name: getattr(options, name) for name in ("project", "subject", "session", "accession", "route")}
     if not any(labels.values()):
-        raise review.Refused("say what to assign: --project, --subject, --session, --accession or --route")
+        raise review.Refused("say what to assign: --project, --subject, --session, --accession or --route; of raw data "
+                             "--to")
     review.assign(settings, ledger, options.shipment, actor(), **labels)
     return said(f"shipment {options.shipment} is assigned and will be routed again")
 
@@ -307,17 +318,25 @@ def _upload(options: argparse.Namespace) -> int:
     if receiver is None:
         raise review.Refused(f"there is no receiver {title}; the configuration has "
                              f"{', '.join(r.ae_title for r in settings.receiver)}")
+    sources = {source.name: source for source in settings.kspace.source}
+    if options.source is not None and options.source not in sources:
+        raise review.Refused(f"there is no source {options.source}; the configuration has "
+                             f"{', '.join(sources) or 'none (kspace.source)'}")
     spool = Spool(settings.spool, settings.receive.reserve)
-    files = [file for path in options.path for file in ([path] if not path.is_dir() else sorted(path.rglob("*")))
-             if not file.is_dir()]
+    files = [(file, file.relative_to(path if path.is_dir() else path.parent)) for path in options.path
+             for file in (sorted(path.rglob("*")) if path.is_dir() else [path]) if not file.is_dir()]
     taken: int = 0
     problems: list[dict[str, str]] = []
     console = report.console(stderr=True)
     with Progress(console=console, transient=True, disable=options.json or not console.is_terminal) as progress:
         bar = progress.add_task("taking in", total=len(files))
-        for file in files:
+        for file, below in files:
             try:
-                problem = stage.take_in(file, receiver.name, spool, ledger, "upload")
+                if options.source or (sources and pickup.is_raw(file)):
+                    source = sources[options.source or next(iter(sources))]
+                    problem = pickup.upload(file, below, source, settings, ledger)
+                else:
+                    problem = stage.take_in(file, receiver.name, spool, ledger, "upload")
             except OSError as error:
                 problem = f"cannot be taken in: {error.strerror}"
             taken += problem is None

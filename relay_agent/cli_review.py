@@ -82,6 +82,9 @@ def _show(options: argparse.Namespace) -> int:
             source = found["sources"].get(key)
             console.print(f"{key.replace('_', ' '):>13}: {escape(str(found[key]))}"
                           + (f"  (from {source})" if source else ""), soft_wrap=True)
+    if found["raw"]:
+        report.print_raw(console, found["raw"], options.changes)
+        return DONE
     console.print(f"{'scripts':>13}: {', '.join(found['scripts']) or 'none: it goes as it was received'}"
                   + ("" if found["deidentified"] or not found["scripts"] else "  (not run yet)"))
     for kind, count in found["pixel_risks"].items():

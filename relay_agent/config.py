@@ -28,6 +28,7 @@ from pydantic import (
 from relay_agent import config_text, units
 from relay_agent.deidentify.risk import Kind as Risk
 from relay_agent.identify import Rules
+from relay_agent.kspace.identity import KEEPABLE
 
 DEFAULT_PATH = Path("/etc/relay-agent/config.toml")
 
@@ -185,6 +186,27 @@ class Identify(_Table):
                            auto_archive=self.auto_archive_rules)
 
 
+class RouteKSpace(_Table):
+    """Raw k-space data of this route's sessions; without this table none is delivered. It goes to the route's XNATs, always after the session."""
+
+    scrub: bool = Field(True, description="Overwrite in the headers what identifies the patient. Only a project that may have identified raw data switches it off.")
+    keep: tuple[str, ...] = Field((), description=f"Kinds of fields that the project needs and that stay: {', '.join(sorted(KEEPABLE))}.", examples=[["age", "weight"]])
+    versions: tuple[str, ...] = Field((), description="Software versions beyond the known ones of which somebody has looked at a scrubbed file; all others are held.", examples=[["XA60"]])
+    protocols: tuple[Regex, ...] = Field((), description="Only raw data whose protocol's name matches one of these as a whole; none means all.", examples=[["t1_.*", "rfMRI_.*"]])
+    smallest: Size = Field(0, description="Smaller files (adjustment scans) are not delivered.", examples=["1 MB"])
+    unmatched: Literal["keep", "ship"] = Field("keep", description='What becomes, after kspace.deadline, of raw data of the same scanner and patient for which no UID tells the session, when only one session can be meant: "keep" it for a person, or "ship" it to that session as resource KSPACE_UNMATCHED.')
+    opaque: tuple[Regex, ...] = Field((), description="Raw data in other formats, delivered as they came, without de-identification: regular expressions for SOURCE/FOLDER/FILE below the landing directory, with groups (?P<session>...) and, if needed, (?P<subject>...) for the session's labels.", examples=[["ge/(?P<session>[^/]+)/P\\d+\\.7"]])
+
+    @model_validator(mode="after")
+    def _known(self) -> RouteKSpace:
+        if strange := sorted(set(self.keep) - KEEPABLE):
+            raise ValueError(f"keep = {strange} is no kind of field; use {', '.join(sorted(KEEPABLE))}")
+        for pattern in self.opaque:
+            if "session" not in re.compile(pattern).groupindex:
+                raise ValueError(f"opaque: {pattern} does not tell the session; add a group (?P<session>...)")
+        return self
+
+
 class Route(_Table):
     """Where a session goes. The first route whose conditions all hold for one of the session's series takes it."""
 
@@ -207,6 +229,49 @@ class Route(_Table):
     keep: tuple[Tag, ...] = Field((), description="Elements in which original values may stay.", examples=[["0010,0030"]])
     patient_labels_allowed: bool = Field(False, description="Subject and session labels may be Patient's Name and Patient ID as received, where neither rules nor comments give others. Otherwise a de-identified session with such labels waits for a person.")
     pixel_risks_allowed: tuple[Risk, ...] = Field((), description=f"Kinds of objects that go on without a look at their pixels: {', '.join(Risk)}.", examples=[["ultrasound"]])
+    kspace: RouteKSpace | None = Field(None)
+
+
+class Pull(_Table):
+    """Raw data are fetched from the scanner's back end (imager, MARS) by SSH: in idle hours, and never while something changes there, as it does during a scan."""
+
+    host: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9.:_-]*$", description="Host name or address of the imager, as this box reaches it.", examples=["192.168.2.2"])
+    port: int = Field(22, ge=1, le=65535, description="TCP port of its SSH server.")
+    user: str = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$", description="Account on it; may read the folder, needs nothing else.", examples=["relay"])
+    key: Credential = Field(description="File with the private key for it, without a passphrase; a bare name is looked up in $CREDENTIALS_DIRECTORY.", examples=["imager-key"])
+    host_key: str = Field(pattern=r"^[a-z0-9@.-]+ [A-Za-z0-9+/=]+$", description="Its host key, type and key, as it was told to you; ssh-keyscan prints it, but a stranger's as well.", examples=["ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI..."])
+    folder: str = Field(pattern=r"^[^\x00-\x1f]+$", description="Folder on it that holds the raw data.", examples=["/data/raw"])
+    method: Literal["sftp", "rsync"] = Field("sftp", description="sftp, or rsync where that is installed on it.")
+    ssh_options: tuple[str, ...] = Field((), description="More options of ssh, for old servers.", examples=[["KexAlgorithms=+diffie-hellman-group14-sha1", "HostKeyAlgorithms=+ssh-rsa", "PubkeyAcceptedAlgorithms=+ssh-rsa"]])
+    windows: tuple[Window, ...] = Field((), description="Idle hours, the only ones in which files are fetched; none means always. A window's bandwidth limits that.")
+    bandwidth: Rate | None = Field(None, description="Limit; absent means none.", examples=["250 Mbit/s"])
+    poll: Duration = Field(300.0, gt=0, description="The folder is listed this often. Files are fetched when two lists are the same, and no longer than that.", examples=["5 min"])
+    list_command: str | None = Field(None, description="Command to run over there that prints the scanner's own list.", examples=["RaidTool -d -a 192.168.2.2 -p 8010"])
+    running: Regex = Field(r"\bwip\b", description="While this is found in the scanner's list, a scan is running and nothing is fetched.")
+    everything: bool = Field(False, description="Fetch all raw data, not only what may belong to a received session of a route with raw data.")
+    smallest: Size = Field(10**6, description="Smaller files (adjustment scans) are not fetched.", examples=["1 MB"])
+
+
+class KSpaceSource(_Table):
+    """Where raw k-space data of a scanner come from: a folder of the landing directory, named as the source."""
+
+    name: Name = Field(description="Name of the source, in the ledger and as its folder kspace/landing/NAME below data.", examples=["prisma"])
+    patterns: tuple[str, ...] = Field(("*.dat",), description="Names of files that are raw data; others stay where they are, and status tells how many.")
+    opaque: bool = Field(False, description="Other vendors' formats: files are taken in as they are, and only go where a route's kspace.opaque says.")
+    receivers: tuple[AETitle, ...] = Field((), description="The scanner's DICOM sessions come to these receivers; none means any.", examples=[["RELAY"]])
+    overwritten_after: Duration = Field(2 * 86400.0, gt=0, description="How long the scanner keeps raw data before it overwrites them; status counts down from this.", examples=["2 d"])
+    pull: Pull | None = Field(None)
+
+
+class KSpace(_Table):
+    """Raw k-space data: what the disk may hold of it, and how long it waits for its session."""
+
+    source: tuple[KSpaceSource, ...] = Field(())
+    incomplete_after: Duration = Field(3600.0, description="A file that is not whole is left in the landing directory, as somebody may still write it, until it has not changed for this long; then it is taken in and shown as incomplete.", examples=["1 h"])
+    deadline: Duration = Field(7 * 86400.0, description="Raw data that found no session for this long wait for a person.", examples=["7 d"])
+    reserve: Size = Field(20 * 2**30, description="Below this much free space raw data are neither fetched nor copied, so that DICOM always has room; more than receive.reserve.", examples=["20 GiB"])
+    quota: Size | None = Field(None, description="Most that raw data may take of the disk before no more are fetched or copied; absent means what the file system has.", examples=["2 TB"])
+    discard: Duration | None = Field(None, description="Delete raw data that no route wants (state rejected) after this long; absent means that a person does.", examples=["30 d"])
 
 
 class Deidentify(_Table):
@@ -257,6 +322,16 @@ class _HTTP(_Destination):
     verify: Literal["whole", "sample"] = Field("whole", description="How much is fetched back where the server's digests cannot prove arrival: everything, or one instance of each series.")
 
 
+class XNATKSpace(_Table):
+    """How raw k-space data go to this XNAT: always after DICOM, in pieces where a request would be cut on its way."""
+
+    bandwidth: Rate | None = Field(None, description="Limit of raw data, within that of the destination; absent means none of their own.", examples=["16 Mbit/s"])
+    windows: tuple[Window, ...] = Field((), description="Hours in which raw data are sent, within those of the destination; none means always.")
+    single_request: Size = Field(0, description="Files up to this size travel in one request, for a way on which nothing cuts long requests. Larger ones go in pieces, which somebody joins over there (relay-agent kspace join).", examples=["100 GB"])
+    piece_time: Duration = Field(25.0, gt=0, description="A piece is as large as the line moves in this time, at most part_size; well below the 100 s after which proxies cut.", examples=["25 s"])
+    compression: Literal["none", "zstd"] = Field("none", description='"zstd" packs the pieces without loss (a shuffle of 4 bytes, then zstd), which whoever joins them over there undoes; "none" sends the original bytes.')
+
+
 class XNAT(_HTTP):
     """A central XNAT."""
 
@@ -266,6 +341,7 @@ class XNAT(_HTTP):
     accept_prearchive: bool = Field(False, description="Take a session that waits in the prearchive as delivered. Otherwise the box keeps it until it is archived.")
     prevent_anon: bool = Field(False, description="Ask XNAT not to run its site-wide script on these sessions. Only if the central site agrees.")
     token_lifetime: Duration = Field(2 * 86400.0, description="Lifetime of alias tokens at that XNAT (aliasTokenTimeout); refreshed at half of it.", examples=["2 d"])
+    kspace: XNATKSpace = Field(default_factory=XNATKSpace)
 
 
 class DICOMweb(_HTTP):
@@ -330,6 +406,7 @@ class Config(_Table):
     receiver: tuple[Receiver, ...] = Field(min_length=1, description="At least one [[receiver]] is needed.")
     stage: Stage = Field(default_factory=Stage)
     identify: Identify = Field(default_factory=Identify)
+    kspace: KSpace = Field(default_factory=KSpace)
     deidentify: Deidentify = Field(default_factory=Deidentify)
     review: Review = Field(default_factory=Review)
     route: tuple[Route, ...] = Field(())
@@ -341,7 +418,8 @@ class Config(_Table):
     def _consistent(self) -> Config:
         for table, names in (("destination", [d.name for d in self.destination]),
                              ("route", [r.name for r in self.route]),
-                             ("receiver", [r.name for r in self.receiver])):
+                             ("receiver", [r.name for r in self.receiver]),
+                             ("kspace.source", [s.name for s in self.kspace.source])):
             twice = {name for name in names if names.count(name) > 1}
             if twice:
                 raise ValueError(f"{table}: {', '.join(sorted(twice))} is there twice; give each its own name")
@@ -355,6 +433,15 @@ class Config(_Table):
             if strangers:
                 raise ValueError(f"route {route.name}: receiver = {strangers} is not defined; "
                                  "add a [[receiver]] of that AE title or correct the name")
+            if route.kspace and not any(isinstance(d, XNAT) and d.name in route.destinations for d in self.destination):
+                raise ValueError(f"route {route.name}: kspace needs a destination of kind xnat; raw data are no DICOM")
+        for source in self.kspace.source:
+            strangers = sorted(set(source.receivers) - {r.ae_title for r in self.receiver})
+            if strangers:
+                raise ValueError(f"kspace.source {source.name}: receivers = {strangers} is not defined; "
+                                 "add a [[receiver]] of that AE title or correct the name")
+        if self.kspace.source and self.kspace.reserve <= self.receive.reserve:
+            raise ValueError("kspace.reserve must be more than receive.reserve, or raw data leave no room for DICOM")
         ports: dict[tuple[str, int], TLS | None] = {}
         for receiver in self.receiver:
             where = (receiver.address, receiver.port)
@@ -382,6 +469,21 @@ class Config(_Table):
     def landing(self) -> Path:
         """Where people put files; a folder below it named as a receiver stands for that receiver."""
         return self.data / "landing" / "dicom"
+
+    @property
+    def kspace_landing(self) -> Path:
+        """Where raw k-space data arrive: a folder for each source."""
+        return self.data / "kspace" / "landing"
+
+    @property
+    def kspace_spool(self) -> Path:
+        """Where raw k-space data live from pick-up to purge; on the file system of their landing directory."""
+        return self.data / "kspace" / "spool"
+
+    @property
+    def kspace_deidentified(self) -> Path:
+        """What leaves of raw k-space data, a folder for each shipment, until it is purged."""
+        return self.data / "kspace" / "deidentified"
 
     @property
     def ledger(self) -> Path:
@@ -421,18 +523,24 @@ def example() -> str:
     return config_text.example(Config)
 
 
+def credential_path(name: str) -> Path:
+    """Where a credential lies: a bare name in ``$CREDENTIALS_DIRECTORY``. ``ConfigError`` when there is none."""
+    path = Path(name)
+    if path.is_absolute():
+        return path
+    folder = os.environ.get("CREDENTIALS_DIRECTORY")
+    if not folder:
+        raise ConfigError(f"credential {name}: give an absolute path, or start under systemd with LoadCredential={name}:…")
+    return Path(folder) / name
+
+
 def secret(name: str) -> tuple[str, str]:
     """User and password of a credential file (``user:password`` in its first line).
 
     A bare name is looked up in ``$CREDENTIALS_DIRECTORY`` (systemd credentials). ``ConfigError`` names the
     file and the remedy, never what stands in it.
     """
-    path = Path(name)
-    if not path.is_absolute():
-        folder = os.environ.get("CREDENTIALS_DIRECTORY")
-        if not folder:
-            raise ConfigError(f"credential {name}: give an absolute path, or start under systemd with LoadCredential={name}:…")
-        path = Path(folder) / name
+    path = credential_path(name)
     try:
         user, colon, password = path.read_text(encoding="utf-8").partition("\n")[0].strip().partition(":")
     except OSError as error:

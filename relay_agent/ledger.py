@@ -26,6 +26,7 @@ class State(StrEnum):
     COMPLETE = "complete"  # quiet; identify and route are next
     DEIDENTIFY = "deidentify"  # its route's scripts have to run; then it is complete again
     HELD = "held"  # waits for a person: nothing takes it, or it must not go on; `reason` says why
+    WAITING = "waiting"  # raw data: their session has not come, or is not delivered yet; `reason` says which
     REVIEW = "review"  # waits for a person because its route asks for review
     READY = "ready"  # being delivered to its destinations
     DELIVERED = "delivered"  # verified at every destination, files still here
@@ -149,6 +150,35 @@ MIGRATIONS = (
         UPDATE shipment SET instances = instances - 1, bytes = bytes - OLD.size WHERE id = OLD.shipment;
         UPDATE shipment SET instances = instances + 1, bytes = bytes + NEW.size WHERE id = NEW.shipment;
     END;
+    """,
+    # Raw k-space data: a shipment of kind 'raw' has one instance (receiver: the source, digest: SHA-256 of the file,
+    # study_uid: the same in hex) and one row in `raw`. `session` is the first shipment of the matched session.
+    # What raw data are matched by stays in `trait` and `series_start` when the session's files are gone; names and
+    # patient IDs are there as keyed hashes only. `listed` is what a scanner's back end held when it was last asked.
+    """
+    ALTER TABLE shipment ADD COLUMN kind TEXT NOT NULL DEFAULT 'session';
+    CREATE TABLE raw (
+        shipment INTEGER PRIMARY KEY REFERENCES shipment(id), instance INTEGER NOT NULL REFERENCES instance(id),
+        name TEXT NOT NULL, origin TEXT NOT NULL, verdict TEXT NOT NULL, problem TEXT, facts TEXT NOT NULL,
+        serial TEXT, start REAL, due REAL NOT NULL, found TEXT, session INTEGER REFERENCES shipment(id),
+        series_uid TEXT, series_start REAL, score INTEGER, by_hand INTEGER NOT NULL DEFAULT 0,
+        report TEXT, path TEXT, size INTEGER, md5 BLOB, sha256 BLOB);
+    CREATE INDEX raw_session ON raw(session);
+    CREATE INDEX raw_origin ON raw(origin);
+    CREATE INDEX raw_serial ON raw(serial) WHERE series_start IS NOT NULL;
+    CREATE TABLE trait (
+        kind TEXT NOT NULL, value TEXT NOT NULL, study_uid TEXT NOT NULL, receiver TEXT NOT NULL,
+        series_uid TEXT NOT NULL, PRIMARY KEY (kind, value, study_uid, receiver, series_uid)) WITHOUT ROWID;
+    CREATE INDEX trait_study ON trait(study_uid, receiver);
+    CREATE TABLE series_start (
+        study_uid TEXT NOT NULL, receiver TEXT NOT NULL, series_uid TEXT NOT NULL, start REAL NOT NULL,
+        PRIMARY KEY (study_uid, receiver, series_uid)) WITHOUT ROWID;
+    CREATE TABLE listed (
+        source TEXT NOT NULL, name TEXT NOT NULL, size INTEGER NOT NULL, changed REAL NOT NULL,
+        first_seen REAL NOT NULL, last_seen REAL NOT NULL, wanted INTEGER NOT NULL DEFAULT 1, fetched REAL,
+        attempts INTEGER NOT NULL DEFAULT 0, due REAL NOT NULL DEFAULT 0, error TEXT,
+        PRIMARY KEY (source, name)) WITHOUT ROWID;
+    CREATE INDEX listed_unfetched ON listed(source, changed) WHERE fetched IS NULL AND wanted;
     """,
 )
 
@@ -322,7 +352,7 @@ class Balance:
 
 
 CATEGORY = {State.GATHERING: "on_its_way", State.COMPLETE: "on_its_way", State.READY: "on_its_way",
-            State.DEIDENTIFY: "on_its_way",
+            State.DEIDENTIFY: "on_its_way", State.WAITING: "on_its_way",
             State.HELD: "held", State.REVIEW: "held", State.REJECTED: "rejected",
             State.DELIVERED: "delivered", State.PURGED: "delivered"}
 

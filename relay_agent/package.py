@@ -22,6 +22,8 @@ from pydicom import dcmread
 
 from relay_agent import dicom
 from relay_agent.config import Config
+from relay_agent.kspace import sidecar
+from relay_agent.kspace.twix import Verdict
 from relay_agent.ledger import Ledger
 
 _BLOCK = 2**20
@@ -45,7 +47,10 @@ class Damaged(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One instance of a shipment as it is to be sent; digests are of the whole file."""
+    """One instance of a shipment as it is to be sent; digests are of the whole file.
+
+    Of raw data: the file and its sidecar, ``sop_instance`` is the name of the file over there.
+    """
 
     id: int
     path: Path
@@ -76,6 +81,10 @@ class Manifest:
     auto_archive: bool | None
     items: tuple[Item, ...]
     recipe: str | None = None  # hash of what de-identified it
+    kind: str = "session"  # or raw
+    scan: str = ""  # raw: number of the series that it belongs to; empty: to the session as a whole
+    series_uid: str = ""  # raw: that series, as it was delivered
+    resource: str = ""  # raw: label of the resource, KSPACE or KSPACE_UNMATCHED
 
     @property
     def size(self) -> int:
@@ -93,12 +102,37 @@ def manifest(config: Config, ledger: Ledger, shipment: int) -> Manifest:
     head = ledger.one("SELECT * FROM shipment WHERE id = ?", shipment)
     if head is None:
         raise KeyError(shipment)
+    if head["kind"] == "raw":
+        return _raw(config, ledger, head)
     made = bool(head["recipe"])
     items = _made(ledger, config.data, shipment) if made else _received(ledger, config.spool, shipment)
     studies = {row[0] for row in ledger.all("SELECT DISTINCT study_uid FROM made WHERE shipment = ?", shipment)}
     archive = None if head["auto_archive"] is None else bool(head["auto_archive"])
     return Manifest(shipment, studies.pop() if made and studies else head["study_uid"], head["supplement"],
                     head["project"] or "", head["subject"] or "", head["session"] or "", archive, items, head["recipe"])
+
+
+def _raw(config: Config, ledger: Ledger, head: sqlite3.Row) -> Manifest:
+    """Of raw data: the file as it leaves, and its sidecar."""
+    raw = ledger.one("SELECT * FROM raw WHERE shipment = ?", head["id"])
+    session = ledger.one("SELECT * FROM shipment WHERE id = ?", raw["session"]) if raw is not None else None
+    if raw is None or session is None or raw["path"] is None:
+        raise KeyError(head["id"])
+    study, series, number = sidecar.delivered(ledger, session, raw["series_uid"])
+    beside = sidecar.path_of(config, head["id"], raw["name"])
+    sizes = _whole(beside, raw["instance"])
+    items = tuple(Item(raw["instance"], path, "", path.name if path == beside else raw["name"], "", "", "", "", size,
+                       md5.hex(), sha256.hex(), False) for path, md5, sha256, size in (
+        (config.data / raw["path"], raw["md5"], raw["sha256"], raw["size"]), (beside, *sizes)))
+    to_scan = raw["series_uid"] or raw["by_hand"] or raw["verdict"] not in (Verdict.COMPLETE, Verdict.ABORTED)
+    return Manifest(head["id"], study, 0, head["project"], head["subject"], head["session"], None, items,
+                    head["recipe"], "raw", number, series, "KSPACE" if to_scan else "KSPACE_UNMATCHED")
+
+
+def _whole(path: Path, number: int) -> tuple[bytes, bytes, int]:
+    """MD5, SHA-256 and size of a small file."""
+    content = b"".join(_read(path, number))
+    return hashlib.md5(content, usedforsecurity=False).digest(), hashlib.sha256(content).digest(), len(content)
 
 
 def _made(ledger: Ledger, data: Path, shipment: int) -> tuple[Item, ...]:
@@ -129,8 +163,11 @@ def _received(ledger: Ledger, spool: Path, shipment: int) -> tuple[Item, ...]:
 
 def set_digest(ledger: Ledger, row: sqlite3.Row | Mapping[str, Any]) -> str:
     """SHA-256 of what would be shipped and where to (labels, route, every instance): a person approves just this."""
-    table, name = ("made", "sha256") if row["recipe"] else ("instance", "digest")
-    parts = ledger.all(f"SELECT sop_instance, hex({name}) FROM {table} WHERE shipment = ? ORDER BY 1, 2", row["id"])
+    if row["kind"] == "raw":
+        parts = ledger.all("SELECT name, hex(sha256) FROM raw WHERE shipment = ?", row["id"])
+    else:
+        table, name = ("made", "sha256") if row["recipe"] else ("instance", "digest")
+        parts = ledger.all(f"SELECT sop_instance, hex({name}) FROM {table} WHERE shipment = ? ORDER BY 1, 2", row["id"])
     facts = [row["project"], row["subject"], row["session"], row["route"], [list(part) for part in parts]]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 

@@ -17,12 +17,14 @@ from typing import Any
 from relay_agent import instance
 from relay_agent.config import Config
 from relay_agent.dataset import Broken, Dataset, show
+from relay_agent.deidentify.key import box_key
 from relay_agent.deidentify.make import Numbers, context, deidentify
 from relay_agent.deidentify.recipe import Recipe, Unusable
 from relay_agent.deidentify.script import Context, Failed, Rejected
 from relay_agent.deidentify.tools import difference
-from relay_agent.deidentify.work import box_key, is_made, recipe_for
+from relay_agent.deidentify.work import is_made, recipe_for
 from relay_agent.instance import File
+from relay_agent.kspace import account
 from relay_agent.ledger import Ledger, State
 from relay_agent.package import set_digest
 from relay_agent.thumbnail import thumbnail
@@ -73,14 +75,15 @@ def summary(config: Config, ledger: Ledger, shipment: int, *, identified: bool =
         "scripts": [step.name for step in recipe.steps] if recipe else [], "problem": problem,
         "deidentified": made, "pixel_risks": dict(risks),
         "digest": set_digest(ledger, row), "approved": row["approved"] == set_digest(ledger, row),
+        "raw": account.raw(ledger, shipment),
         "series": list(_series(config, ledger, shipment, made, identified)),
     }
 
 
 def _series(config: Config, ledger: Ledger, shipment: int, made: bool, identified: bool) -> Iterator[dict[str, Any]]:
     rows = ledger.all("SELECT series_uid, series_number, modality, count(*) AS n, sum(size) AS bytes, "
-                      "min(id) AS first, sop_class FROM instance WHERE shipment = ? GROUP BY series_uid "
-                      "ORDER BY min(id)", shipment)
+                      "min(id) AS first, sop_class FROM instance WHERE shipment = ? AND sop_class <> '' GROUP BY "
+                      "series_uid ORDER BY min(id)", shipment)
     for row in rows:
         path = _received(config, ledger, row["first"]) if identified else _made(config, ledger, row["first"])
         yield {"series": row["series_uid"], "number": row["series_number"], "modality": row["modality"],

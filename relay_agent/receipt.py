@@ -33,6 +33,8 @@ def write(connection: sqlite3.Connection, config: Config, manifest: Manifest, de
     body = json.dumps({
         "box": config.name, "agent": __version__, "config_sha256": config_hash(config),
         "recipe_sha256": manifest.recipe, "approved": shipment["approved"],
+        "kind": manifest.kind, **({"scan": manifest.scan, "series": manifest.series_uid, "resource": manifest.resource}
+                                  if manifest.kind == "raw" else {}),
         "shipment": manifest.shipment, "supplement": manifest.supplement, "study": manifest.study_uid,
         "receiver": shipment["receiver"], "route": shipment["route"],
         "project": manifest.project, "subject": manifest.subject, "session": manifest.session,

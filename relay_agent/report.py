@@ -16,6 +16,7 @@ from rich.table import Table
 
 from relay_agent import __version__
 from relay_agent.config import Config
+from relay_agent.kspace import account
 from relay_agent.ledger import Ledger, State, balance
 from relay_agent.units import show_duration, show_size
 
@@ -37,7 +38,8 @@ def status(config: Config, ledger: Ledger) -> dict[str, Any]:
             "GROUP BY receiver, calling_ae")],
         "shipments": {row["state"]: {"shipments": row["n"], "instances": row["i"], "bytes": row["b"]}
                       for row in ledger.all("SELECT state, count(*) AS n, sum(instances) AS i, sum(bytes) AS b "
-                                            "FROM shipment GROUP BY state")},
+                                            "FROM shipment WHERE kind = 'session' GROUP BY state")},
+        "kspace": account.status(config, ledger, now),
         "destinations": [_destination(ledger, destination.name, now) for destination in config.destination],
         "alerts": [{**dict(row), "since": when(row["since"])} for row in ledger.all(
             "SELECT condition, subject, since, text FROM alert ORDER BY since")],
@@ -63,7 +65,7 @@ def shipments(ledger: Ledger, states: Sequence[str] | None, limit: int) -> list[
     states = states or list(State)
     rows = ledger.all(f"SELECT * FROM shipment WHERE state IN ({', '.join('?' * len(states))}) "
                       "ORDER BY id DESC LIMIT ?", *states, limit)
-    return [{"shipment": row["id"], "state": row["state"], "receiver": row["receiver"],
+    return [{"shipment": row["id"], "kind": row["kind"], "state": row["state"], "receiver": row["receiver"],
              "supplement": row["supplement"], "instances": row["instances"], "bytes": row["bytes"],
              "project": row["project"], "subject": row["subject"], "session": row["session"],
              "last_arrival": when(row["last_arrival"]), "reason": row["reason"]} for row in rows]
@@ -92,13 +94,15 @@ def shipment(ledger: Ledger, number: int) -> dict[str, Any] | None:
     related = ledger.all("SELECT id AS shipment, supplement, state, instances FROM shipment WHERE study_uid = ? AND "
                          "receiver = ? AND id <> ? ORDER BY supplement", row["study_uid"], row["receiver"], number)
     return {
-        "shipment": number, "state": row["state"], "reason": row["reason"], "study": row["study_uid"],
+        "shipment": number, "kind": row["kind"], "state": row["state"], "reason": row["reason"],
+        "study": row["study_uid"] if row["kind"] == "session" else None,
         "receiver": row["receiver"], "supplement": row["supplement"], "route": row["route"],
         "project": row["project"], "subject": row["subject"], "session": row["session"],
         "auto_archive": None if row["auto_archive"] is None else bool(row["auto_archive"]),
         "sources": json.loads(row["sources"] or "{}"), "instances": row["instances"], "bytes": row["bytes"],
         "opened": when(row["opened"]), "last_arrival": when(row["last_arrival"]),
-        "series": [dict(part) for part in series],
+        "raw": account.raw(ledger, number),
+        "series": [dict(part) for part in series if part["series_uid"]],
         "deliveries": [{**dict(part), "changed": when(part["changed"]), "due": when(part["due"]),
                         "failing_since": when(part["failing_since"])}
                        for part in ledger.all("SELECT * FROM delivery WHERE shipment = ?", number)],
@@ -168,6 +172,8 @@ def print_status(console: Console, found: Mapping[str, Any]) -> None:
                   f"{found['conflicts']}; free space: {show_size(found['disk']['free'])}")
     print_rows(console, [{"state": state, **counts} for state, counts in found["shipments"].items()],
                "no shipments", "\nshipments")
+    if found["kspace"]:
+        _print_kspace(console, found["kspace"])
     rows = [{**row, "oldest_undelivered_seconds": None} | {
         "oldest": show_duration(row["oldest_undelivered_seconds"]) if row["oldest_undelivered_seconds"] else None}
         for row in found["destinations"]]
@@ -180,14 +186,60 @@ def print_status(console: Console, found: Mapping[str, Any]) -> None:
                       soft_wrap=True)
 
 
-def print_shipment(console: Console, found: Mapping[str, Any]) -> None:
-    """One shipment as a page."""
-    for key in ("shipment", "state", "reason", "study", "receiver", "supplement", "route", "project", "subject",
+def _print_kspace(console: Console, found: Mapping[str, Any]) -> None:
+    """Raw data, apart from the sessions."""
+    print_rows(console, [{"state": state, **counts} for state, counts in found["states"].items()], "\nno raw data",
+               "\nraw data")
+    console.print(f"room for raw data: {show_size(found['room'])}; produced {show_size(found['a_day'])} a day, "
+                  f"{show_size(found['expected'])} expected before they can leave", soft_wrap=True)
+    print_rows(console, [{
+        "source": row["name"], "in_landing": row["in_landing"], "not raw by name": row["not_raw_by_name"],
+        "not_fetched": row["not_fetched"], "bytes": row["not_fetched_bytes"],
+        "oldest": _lasting(row["oldest_not_fetched_seconds"]),
+        "overwritten in": _lasting(row["overwritten_in_seconds"]),
+    } for row in found["sources"]], "no sources")
+    for row in found["clocks"]:
+        console.print(f"clock of scanner {row['scanner']}: DICOM is {row['offset_seconds']:+.1f} s against raw data, "
+                      f"from {row['pairs']} pairs (spread {row['spread_seconds']:.1f} s)")
+
+
+def _lasting(seconds: float | None) -> str | None:
+    if seconds is None:
+        return None
+    return show_duration(seconds) if seconds > 0 else "overdue"
+
+
+def print_raw(console: Console, found: Mapping[str, Any], replaced: bool = False) -> None:
+    """What is known of raw data; with ``replaced`` also where what was replaced."""
+    console.print(f"{'raw data':>13}: {found['file']}, {found['verdict']}"
+                  + (f" ({found['problem']})" if found["problem"] else ""), soft_wrap=True)
+    to = f"shipment {found['session_shipment']}, " + (f"series {found['series']}" if found["series"] else
+                                                      "the session as a whole") if found["session_shipment"] else "none"
+    console.print(f"{'belongs to':>13}: {to} ({found['match'] or 'not matched yet'}"
+                  + (f", score {found['score']}" if found["score"] is not None else "") + ")", soft_wrap=True)
+    report = found["report"]
+    if report is not None:
+        done = (f"scrubbed, {sum(part['count'] for part in report['replaced'])} values replaced; {report['protocol']}, "
+                f"software {report['version']}" if report["scrubbed"] else "as it came: nothing was de-identified")
+        console.print(f"{'leaves':>13}: {escape(done)}", soft_wrap=True)
+    if replaced and report is not None:
+        print_rows(console, report.get("replaced", ()), "nothing was replaced", "\nreplaced")
+    if found["candidates"]:
+        print_rows(console, [{"shipment": one["shipment"], "score": one["score"], "why": ", ".join(one["reasons"]),
+                              "series": ", ".join(str(each["number"]) for each in one["series"])}
+                             for one in found["candidates"]], "", "\ncandidates")
+
+
+def print_shipment(console: Console, found: Mapping[str, Any], replaced: bool = False) -> None:
+    """One shipment as a page; see :func:`print_raw`."""
+    for key in ("shipment", "kind", "state", "reason", "study", "receiver", "supplement", "route", "project", "subject",
                 "session", "auto_archive", "instances", "opened", "last_arrival"):
         if found[key] is not None:
             source = found["sources"].get(key)
             console.print(f"{key.replace('_', ' '):>13}: {_cell(key, found[key])}" + (f"  (from {source})" if source
                                                                                       else ""), soft_wrap=True)
+    if found["raw"]:
+        print_raw(console, found["raw"], replaced)
     deliveries = [{key: value for key, value in row.items() if key != "shipment"} for row in found["deliveries"]]
     for key, rows in (("series", found["series"]), ("deliveries", deliveries), ("conflicts", found["conflicts"]),
                       ("related", found["related"]), ("history", found["history"])):
@@ -207,7 +259,7 @@ def print_receipts(console: Console, found: Sequence[Mapping[str, Any]]) -> None
         ways = [instance["proved_by"] for instance in page["instances"]]
         counted = ", ".join(f"{ways.count(way)} by {way}" for way in dict.fromkeys(ways))
         console.print(f"  {len(ways)} instances proved: {counted}")
-        rows = [{"SOP Instance UID": i["sop_instance"], "sent SHA-256": i["sent_sha256"][:16] + "…",
+        rows = [{"SOP Instance UID, or file": i["sop_instance"], "sent SHA-256": i["sent_sha256"][:16] + "…",
                  "sent_size": i["sent_size"], "proved_by": i["proved_by"]} for i in page["instances"][:10]]
         print_rows(console, rows, "")
         if len(ways) > 10:

@@ -8,6 +8,7 @@ import sqlite3
 from collections.abc import Sequence
 
 from relay_agent.config import Config
+from relay_agent.kspace.twix import Verdict
 from relay_agent.ledger import Ledger, State, Stop, move, note, set_apart
 from relay_agent.package import set_digest
 
@@ -16,7 +17,7 @@ class Refused(Exception):
     """The shipment is not in a state for this; the message says what would be."""
 
 
-_OPEN = (State.GATHERING, State.COMPLETE, State.DEIDENTIFY, State.HELD, State.REVIEW)
+_OPEN = (State.GATHERING, State.COMPLETE, State.DEIDENTIFY, State.WAITING, State.HELD, State.REVIEW)
 
 
 def _shipment(connection: sqlite3.Connection, shipment: int, *states: State) -> sqlite3.Row:
@@ -43,6 +44,9 @@ def assign(config: Config, ledger: Ledger, shipment: int, actor: str, *, project
     if route is not None and route not in {r.name for r in config.route}:
         raise Refused(f"there is no route {route}; the configuration has {', '.join(r.name for r in config.route)}")
     with ledger.write() as connection:
+        if connection.execute("SELECT 1 FROM raw WHERE shipment = ?", (shipment,)).fetchone():
+            raise Refused("raw data go where their session goes: relay-agent assign "
+                          f"{shipment} --to SHIPMENT [--series NUMBER]")
         row = _shipment(connection, shipment, State.HELD, State.REVIEW, State.COMPLETE, State.DEIDENTIFY,
                         State.READY)
         for delivery in connection.execute("SELECT * FROM delivery WHERE shipment = ?", (shipment,)):
@@ -54,6 +58,43 @@ def assign(config: Config, ledger: Ledger, shipment: int, actor: str, *, project
         move(connection, shipment, State.COMPLETE, "assigned " + ", ".join([*labels, *(["route"] if route else [])]),
              actor=actor)
         _wake_supplements(connection, row, actor)
+
+
+def assign_raw(ledger: Ledger, shipment: int, actor: str, session: int, series: str | None = None) -> None:
+    """Say which session raw data belong to, and which of its series (number or UID); none: the session as a whole."""
+    with ledger.write() as connection:
+        if connection.execute("SELECT 1 FROM shipment WHERE id = ? AND kind = 'session'", (shipment,)).fetchone():
+            raise Refused(f"shipment {shipment} is a session; --to is for raw data")
+        _shipment(connection, shipment, State.HELD, State.WAITING, State.REVIEW, State.COMPLETE, State.DEIDENTIFY,
+                  State.READY, State.REJECTED)
+        if connection.execute("SELECT 1 FROM raw WHERE shipment = ? AND verdict = ?",
+                              (shipment, Verdict.INCOMPLETE)).fetchone():
+            raise Refused(f"shipment {shipment} is not whole and cannot go; have it fetched or exported again")
+        if connection.execute("SELECT 1 FROM delivery WHERE shipment = ? AND (state = ? OR sent)",
+                              (shipment, Stop.VERIFIED)).fetchone():
+            raise Refused(f"shipment {shipment} is there already, or on its way; have it moved there")
+        to = connection.execute("SELECT * FROM shipment WHERE id = ? AND kind = 'session'", (session,)).fetchone()
+        if to is None:
+            raise Refused(f"there is no session {session}; see relay-agent list")
+        first = connection.execute("SELECT id FROM shipment WHERE study_uid = ? AND receiver = ? ORDER BY supplement "
+                                   "LIMIT 1", (to["study_uid"], to["receiver"])).fetchone()["id"]
+        uid = _series(connection, to, series) if series else None
+        _withdraw(connection, shipment)
+        connection.execute("UPDATE raw SET session = ?, series_uid = ?, score = NULL, series_start = NULL, by_hand = 1 "
+                           "WHERE shipment = ?", (first, uid, shipment))
+        move(connection, shipment, State.COMPLETE, f"assigned to shipment {first}" + (f", series {series}" if series
+             else ""), actor=actor)
+
+
+def _series(connection: sqlite3.Connection, session: sqlite3.Row, series: str) -> str:
+    rows = connection.execute(
+        "SELECT DISTINCT series_uid FROM instance WHERE shipment IN (SELECT id FROM shipment WHERE study_uid = ? AND "
+        "receiver = ?) AND ? IN (series_uid, series_number)", (session["study_uid"], session["receiver"], series)
+        ).fetchall()
+    if len(rows) != 1:
+        raise Refused(f"the session has {len(rows)} series {series}; give a UID as relay-agent show {session['id']} "
+                      "prints it")
+    return str(rows[0]["series_uid"])
 
 
 def _put(connection: sqlite3.Connection, row: sqlite3.Row, labels: dict[str, str | None], route: str | None) -> None:
@@ -104,6 +145,8 @@ def exclude(ledger: Ledger, shipment: int, series: Sequence[str], actor: str, re
     """Set series apart that are not to go; the number of the rejected shipment that holds them now."""
     with ledger.write() as connection:
         row = _shipment(connection, shipment, State.REVIEW, State.HELD)
+        if row["kind"] == "raw":
+            raise Refused(f"shipment {shipment} is one file of raw data; reject it instead")
         _require_undelivered(connection, shipment, "exclude")
         found = {part["series_uid"] for part in connection.execute(
             "SELECT DISTINCT series_uid FROM instance WHERE shipment = ?", (shipment,))}
@@ -143,7 +186,7 @@ def _given(reason: str) -> str:
 def retry(ledger: Ledger, shipment: int, actor: str) -> None:
     """Try again now: a held or rejected shipment is routed again, stopped and waiting deliveries are due."""
     with ledger.write() as connection:
-        row = _shipment(connection, shipment, State.HELD, State.REJECTED, State.READY)
+        row = _shipment(connection, shipment, State.HELD, State.WAITING, State.REJECTED, State.READY)
         if row["state"] == State.READY:
             connection.execute(
                 "UPDATE delivery SET due = 0, error = NULL, state = ?, location = iif(state = ?, NULL, location) "

@@ -17,6 +17,7 @@ from relay_agent.dicom import NotDICOM
 from relay_agent.header import read_header
 from relay_agent.identify import COMMENT_TAGS, Identity, extract, identify, needed_tags
 from relay_agent.java_regex import RuleValueError
+from relay_agent.kspace.decide import made_as_configured
 from relay_agent.ledger import Ledger, State, Stop, move
 from relay_agent.package import set_digest
 from relay_agent.spool import Spool
@@ -143,14 +144,18 @@ def require_current(config: Config, ledger: Ledger, shipment: int) -> None:
     """Raise :class:`Lapsed` unless what is about to be shipped is what the configuration would make now."""
     row = ledger.one("SELECT * FROM shipment WHERE id = ?", shipment)
     assert row is not None
+    if row["approved"] and row["approved"] != set_digest(ledger, row):
+        raise Lapsed("it is not what was approved")
+    if row["kind"] == "raw":
+        if not made_as_configured(config, ledger, row):
+            raise Lapsed("the settings for raw data, or its session, have changed since it was made")
+        return
     try:
         recipe = recipe_for(config, row)
     except Unusable as error:
         raise Lapsed(str(error)) from None
     if (recipe is None) != (row["recipe"] is None) or (recipe is not None and not is_made(ledger, row, recipe)):
         raise Lapsed("its scripts, labels or data have changed since it was de-identified")
-    if row["approved"] and row["approved"] != set_digest(ledger, row):
-        raise Lapsed("it is not what was approved")
 
 
 def apply(ledger: Ledger, shipment: int, decision: Decision) -> bool:

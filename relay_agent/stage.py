@@ -12,7 +12,7 @@ import sqlite3
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,8 +24,11 @@ from watchdog.observers.api import BaseObserver
 from relay_agent import dicom
 from relay_agent.book import Arrival, record
 from relay_agent.config import Config
+from relay_agent.deidentify.key import box_key
 from relay_agent.dicom import NotDICOM
 from relay_agent.header import read_header
+from relay_agent.kspace import keep
+from relay_agent.kspace.facts import planned
 from relay_agent.ledger import Ledger, State, move, note
 from relay_agent.spool import Spool
 
@@ -33,6 +36,7 @@ log = logging.getLogger(__name__)
 
 _BLOCK = 2**20
 _BATCH = 200
+_KNOWN_SERIES = 10_000
 
 
 def take_in(path: Path, receiver: str, spool: Spool, ledger: Ledger, via: str) -> str | None:
@@ -64,24 +68,26 @@ def take_in(path: Path, receiver: str, spool: Spool, ledger: Ledger, via: str) -
 
 
 class Landing:
-    """The landing directory: files that people or other programs put there."""
+    """The landing directory: files that people or other programs put there, in folders named as receivers."""
 
-    def __init__(self, config: Config, ledger: Ledger, spool: Spool) -> None:
+    def __init__(self, config: Config, ledger: Ledger, spool: Spool, folder: Path | None = None,
+                 names: Sequence[str] = ()) -> None:
         self._config = config
         self._ledger = ledger
         self._spool = spool
+        self._folder = folder or config.landing
+        self._names = names or [receiver.name for receiver in config.receiver]
         self._seen: dict[Path, tuple[tuple[int, int], float]] = {}
         self._next_scan = 0.0
         self._failing: dict[str, str] = {}  # what cannot be taken in, and why
         self.touched = threading.Event()
-        config.landing.mkdir(parents=True, exist_ok=True)
-        for receiver in config.receiver:
-            (config.landing / receiver.name).mkdir(exist_ok=True)
+        for name in self._names:
+            (self._folder / name).mkdir(parents=True, exist_ok=True)
         self._taken: dict[Path, tuple[int, int]] = {}  # in the spool; only to be removed here
         self._observer: BaseObserver | None = None
         try:
             observer = Observer()
-            observer.schedule(_Touch(self.touched), str(config.landing), recursive=True)
+            observer.schedule(_Touch(self.touched), str(self._folder), recursive=True)
             observer.start()
             self._observer = observer
         except OSError as error:  # the system has no more to give; the rescan does without
@@ -133,16 +139,14 @@ class Landing:
             if not isinstance(error, FileNotFoundError):  # it went meanwhile
                 unread[str(error.filename)] = str(error.strerror)
 
-        for folder, _, names in os.walk(self._config.landing, onerror=cannot):
+        for folder, _, names in os.walk(self._folder, onerror=cannot):
             for name in names:
                 path = Path(folder, name)
                 if not path.is_symlink() and path.is_file():
                     yield path
 
     def _take(self, path: Path, state: tuple[int, int], present: dict[Path, tuple[tuple[int, int], float]]) -> int:
-        below = path.relative_to(self._config.landing).parts
-        names = {receiver.name for receiver in self._config.receiver}
-        receiver = below[0] if len(below) > 1 and below[0] in names else self._config.receiver[0].name
+        receiver = self._name_of(path)
         problem = None
         try:
             if self._taken.get(path) != state:
@@ -164,8 +168,12 @@ class Landing:
         self._tidy(path.parent)
         return 1
 
+    def _name_of(self, path: Path) -> str:
+        below = path.relative_to(self._folder).parts
+        return below[0] if len(below) > 1 and below[0] in self._names else self._names[0]
+
     def _tidy(self, folder: Path) -> None:
-        keep = {self._config.landing, *(self._config.landing / r.name for r in self._config.receiver)}
+        keep = {self._folder, *(self._folder / name for name in self._names)}
         while folder not in keep:
             try:
                 folder.rmdir()
@@ -198,15 +206,20 @@ class Stager:
     def __init__(self, config: Config, ledger: Ledger, spool: Spool) -> None:
         self._config = config
         self._ledger = ledger
+        self._key = box_key(config, ledger) if config.kspace.source else b""
         self._spool = spool
         self._watches: dict[int, _Watch] = {}
         self._readers = ThreadPoolExecutor(2, thread_name_prefix="header")
+        # What raw data are matched by is only kept where there are raw data.
+        self._tags = keep.TAGS if config.kspace.source else ()
+        self._series: set[tuple[str, str]] = set()  # whose planning images are known
 
     def sort(self) -> int:
         """Bring new instances into shipments, or into quarantine with a reason; how many were looked at."""
         rows = self._ledger.all("SELECT id, receiver, sop_instance, path FROM instance WHERE shipment IS NULL AND "
                                 "problem IS NULL ORDER BY id LIMIT ?", _BATCH)
         headers = list(self._readers.map(self._header, rows))
+        traits = self._traits(rows, headers) if self._tags else {}
         with self._ledger.write() as connection:
             for row, header in zip(rows, headers, strict=True):
                 if isinstance(header, str):
@@ -214,11 +227,28 @@ class Stager:
                     note(connection, None, f"quarantined instance {row['id']}: {header}")
                 else:
                     _sort_in(connection, row, header)
+            for receiver, found in traits.items():
+                keep.remember(connection, self._key, receiver, found)
         return len(rows)
+
+    def _traits(self, rows: Sequence[sqlite3.Row], headers: Sequence[dict[str, str] | str]
+                ) -> dict[str, list[tuple[dict[str, str], set[str]]]]:
+        """Of each receiver's MR instances: the header, and what the first of its series was planned on."""
+        found: dict[str, list[tuple[dict[str, str], set[str]]]] = {}
+        for row, header in zip(rows, headers, strict=True):
+            if isinstance(header, str) or header.get(dicom.MODALITY) != "MR":
+                continue
+            series = row["receiver"], header[dicom.SERIES]
+            images = planned(self._spool.folder / row["path"]) if series not in self._series else set()
+            self._series.add(series)
+            found.setdefault(row["receiver"], []).append((header, images))
+        if len(self._series) > _KNOWN_SERIES:
+            self._series.clear()
+        return found
 
     def _header(self, row: sqlite3.Row) -> dict[str, str] | str:
         try:
-            header = read_header(self._spool.folder / row["path"])
+            header = read_header(self._spool.folder / row["path"], self._tags)
         except NotDICOM as error:
             return str(error)
         except OSError as error:

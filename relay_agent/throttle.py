@@ -1,4 +1,4 @@
-"""Bandwidth limits and time windows of one destination, shared by its streams."""
+"""Bandwidth limits and time windows of one destination, shared by its streams; and narrower ones within them."""
 
 from __future__ import annotations
 
@@ -21,19 +21,24 @@ class Closed(Exception):
 
 
 class Throttle:
-    """Says when the next bytes may go. Thread-safe; one for each destination."""
+    """Says when the next bytes may go. Thread-safe; one for each destination, and one ``within`` it for raw data."""
 
-    def __init__(self, bandwidth: float | None, windows: Sequence[Window] = (), *,
+    def __init__(self, bandwidth: float | None, windows: Sequence[Window] = (), within: Throttle | None = None, *,
                  now: Callable[[], datetime] = datetime.now, clock: Callable[[], float] = time.monotonic,
                  sleep: Callable[[float], None] = time.sleep) -> None:
         self._bandwidth = bandwidth
         self._windows = windows
+        self._within = within
         self._now, self._clock, self._sleep = now, clock, sleep
         self._lock = threading.Lock()
         self._free_at = 0.0
 
     def limit(self) -> float | None:
         """Bytes per second that are allowed now, None for no limit; :class:`Closed` outside all windows."""
+        own, outer = self._own(), self._within.limit() if self._within is not None else None
+        return own if outer is None else outer if own is None else min(own, outer)
+
+    def _own(self) -> float | None:
         if not self._windows:
             return self._bandwidth
         now = self._now()
@@ -44,8 +49,8 @@ class Throttle:
 
     def paced(self, stream: Iterable[bytes]) -> Iterator[bytes]:
         """The same bytes, not faster than allowed; :class:`Closed` when the window ends on the way."""
-        for block in stream:
-            limit = self.limit()
+        for block in self._within.paced(stream) if self._within is not None else stream:
+            limit = self._own()
             if limit is None:
                 yield block
                 continue

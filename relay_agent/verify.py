@@ -28,7 +28,7 @@ def verify(config: Config, ledger: Ledger, there: Destination, name: str, manife
                                      "shipment = s.id AND problem IS NULL) AS instances FROM shipment s WHERE id = ?",
                                      (manifest.shipment,)).fetchone()
         labels = tuple(current[name] or "" for name in ("project", "subject", "session"))
-        if (current["state"] != State.READY or current["instances"] != len(manifest.items)
+        if (current["state"] != State.READY or current["instances"] != len({item.id for item in manifest.items})
                 or labels != (manifest.project, manifest.subject, manifest.session)):
             raise Retry("the shipment changed while it was delivered")
         number = receipt.write(connection, config, manifest, name, location, proofs, answers, attempts)

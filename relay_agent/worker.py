@@ -12,10 +12,12 @@ from relay_agent.book import missing_files, reconcile
 from relay_agent.commitment import report_due
 from relay_agent.config import Config
 from relay_agent.deidentify.work import Deidentifier
+from relay_agent.destinations.xnat import XNATDestination
+from relay_agent.kspace.work import RawWorker
 from relay_agent.ledger import Ledger, State, note, recount
-from relay_agent.purge import purge
+from relay_agent.purge import discard, purge
 from relay_agent.route import apply, decide
-from relay_agent.ship import Shipper
+from relay_agent.ship import RawShipper, Shipper
 from relay_agent.spool import Spool
 from relay_agent.stage import Landing, Stager
 
@@ -40,14 +42,19 @@ class Worker:
         self._stop = threading.Event()
         self._work = {d.name: threading.Event() for d in config.destination}
         self._shippers = [Shipper(config, self._ledger, d.name, self._stop) for d in config.destination]
+        self._raw_shippers = [RawShipper(config, self._ledger, d.name, self._stop, s.there.raw())
+                              for s, d in zip(self._shippers, config.destination, strict=True)
+                              if isinstance(s.there, XNATDestination) and config.kspace.source]
+        self._raw_work = [threading.Event() for _ in self._raw_shippers]
         self._deidentifier = Deidentifier(config, self._ledger, self._stop)
+        self._raw = RawWorker(config, self._ledger, self._stop) if config.kspace.source else None
         self._missing = self._miscounted = 0
         self._mailer = alert.Mailer(config.alert) if config.alert else None
 
     def stop(self, *_: object) -> None:
         """End after the step that is under way."""
         self._stop.set()
-        for event in (*self._work.values(), self._deidentifier.work):
+        for event in (*self._work.values(), *self._raw_work, self._deidentifier.work):
             event.set()
 
     def run(self) -> int:
@@ -55,7 +62,11 @@ class Worker:
         reconcile(self._ledger, self._spool, self._config, settled=_SETTLED)
         threads = [threading.Thread(target=s.run, args=(self._work[d.name],), name=f"ship-{d.name}", daemon=True)
                    for s, d in zip(self._shippers, self._config.destination, strict=True)]
+        threads += [threading.Thread(target=raw.run, args=(work,), name="raw", daemon=True)
+                    for raw, work in zip(self._raw_shippers, self._raw_work, strict=True)]
         threads.append(threading.Thread(target=self._deidentifier.run, name="deidentify", daemon=True))
+        if self._raw is not None:
+            threads.append(threading.Thread(target=self._raw.run, name="kspace", daemon=True))
         # In threads of their own: a mail server or a caller that hangs must not hold up the shipments.
         threads.append(threading.Thread(target=self._repeat, args=(_WATCH, self._tell), name="alerts", daemon=True))
         threads.append(threading.Thread(target=self._repeat, args=(_REPORT, self._report), name="reports", daemon=True))
@@ -83,7 +94,8 @@ class Worker:
         """One round of take in, sort, complete, identify and route; how much was moved."""
         moved = self._landing.scan() + self._stager.sort() + self._stager.complete()
         failure: Exception | None = None
-        for row in self._ledger.all("SELECT id FROM shipment WHERE state = ? ORDER BY id LIMIT 50", State.COMPLETE):
+        for row in self._ledger.all("SELECT id FROM shipment WHERE state = ? AND kind = 'session' ORDER BY id LIMIT "
+                                    "50", State.COMPLETE):
             try:
                 decision = decide(self._config, self._ledger, self._spool, row["id"])
                 if apply(self._ledger, row["id"], decision):
@@ -92,7 +104,7 @@ class Worker:
             except Exception as error:  # of one shipment, which the others do not wait for
                 failure = failure or error
         if moved:
-            for event in (*self._work.values(), self._deidentifier.work):
+            for event in (*self._work.values(), *self._raw_work, self._deidentifier.work):
                 event.set()
         if failure is not None:
             raise failure
@@ -107,7 +119,11 @@ class Worker:
             return 0
 
     def _purge(self) -> int:
-        return purge(self._ledger, self._spool, self._config.deidentified, self._config.purge.retention)
+        raw, discarded = self._config.kspace_deidentified, 0
+        if self._config.kspace.discard is not None:
+            discarded = discard(self._ledger, self._spool, raw, self._config.kspace.discard)
+        return discarded + purge(self._ledger, self._spool, self._config.deidentified, self._config.purge.retention,
+                                 raw=raw)
 
     def _look_for_strays(self) -> None:
         reconcile(self._ledger, self._spool, self._config, since=time.time() - 7200, settled=_SETTLED)
@@ -133,10 +149,10 @@ class Worker:
         if self._miscounted:
             extra.append(alert.Condition("ledger miscounted", "ledger", f"{self._miscounted} instances are not where "
                                          "the ledger's sums have them: rows were changed by other means"))
-        if self._landing.trouble:
-            extra.append(alert.Condition("landing", "files", "Files in the landing directory cannot be taken in: "
-                                         f"{self._landing.trouble}. They stay there and are tried again; look after "
-                                         "their owner and mode, and after the disk"))
+        landings = {"landing": self._landing.trouble, "raw landing": self._raw.trouble if self._raw else ""}
+        extra += [alert.Condition(what, "files", f"Files in the {what} directory cannot be taken in: {trouble}. They "
+                                  "stay there and are tried again; look after their owner and mode, and after the disk")
+                  for what, trouble in landings.items() if trouble]
         found = alert.conditions(self._config, self._ledger, self._spool, tokens=tokens, extra=extra, now=time.time())
         alert.tell(self._config, self._ledger, found, self._mailer, time.time())
 

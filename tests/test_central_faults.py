@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import http.client
 import subprocess
 import sys
@@ -146,6 +147,31 @@ def test_resource_faults(site: Site) -> None:
         assert (answer.status_code, answer.text) == (status, body)
         assert client.table(target) == []
     assert put().text == "" and len(client.table(target)) == 1
+
+
+def test_resource_files_damaged(site: Site) -> None:
+    central, client = site
+    raw = archived(client, series(1)) + "/scans/4/resources/KSPACE/files"
+    for name, fault in (("flipped", {}), ("short", {"keep": 0.5}), ("good", None)):
+        if fault is not None:
+            central.misbehave("damage-files", times=1, **fault)
+        client.put(f"{raw}/{name}", params={"inbody": "true"}, data=b"k-space!")
+    rows = {row["Name"]: (row["Size"], row["digest"]) for row in client.table(raw)}
+    kept = {"flipped": b"k-space ", "short": b"k-sp", "good": b"k-space!"}
+    assert rows == {name: (str(len(data)), hashlib.md5(data).hexdigest()) for name, data in kept.items()}
+    assert {name: client.get(f"{raw}/{name}").content for name in kept} == kept
+
+
+def test_body_limit(site: Site) -> None:
+    """A proxy that gives a whole request so long: a small body passes, a large one on the same line does not."""
+    central, client = site
+    raw = archived(client, series(1)) + "/scans/4/resources/KSPACE/files"
+    central.misbehave("slow", path="KSPACE", method="PUT", rate=200_000)
+    central.misbehave("body-limit", path="KSPACE", method="PUT", seconds=0.6)
+    assert client.put(f"{raw}/small", params={"inbody": "true"}, data=bytes(50_000)).status_code == 200
+    with pytest.raises(requests.ConnectionError):
+        client.put(f"{raw}/large", params={"inbody": "true"}, data=bytes(400_000))
+    assert [row["Name"] for row in client.table(raw)] == ["small"]
 
 
 def test_commit_faults(site: Site) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import warnings
 import zipfile
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.central import Central
-from tests.central.testing import Client, series, zipped
+from tests.central.testing import Client, archived, series, zipped
 
 pytest_plugins = "tests.central.fixtures"
 xnat = pytest.importorskip("xnat")
@@ -90,6 +91,35 @@ def test_xnatpy_import_into_the_archive(site: tuple[Central, Client], connect: C
     )
     assert session.label == "E1"
     assert len(central.archive_instances("P1", "E1")) == 3
+
+
+def test_xnatpy_resources(site: tuple[Central, Client], connect: Callable[..., Any], tmp_path: Path) -> None:
+    """Resources of scans and sessions: made, filled in both ways, listed, fetched byte for byte, deleted."""
+    central, client = site
+    archived(client, series(2))
+    session = connect(central).projects["P1"].experiments["E1"]
+    content = bytes(range(256)) * 40
+    (tmp_path / "meas.dat").write_bytes(content)
+    for parent, label in ((session.scans["4"], "KSPACE"), (session, "KSPACE_UNMATCHED")):
+        resource = parent.create_resource(label, format="SIEMENS_TWIX")
+        uri = f"{parent.fulluri}/resources/{label}"
+        assert (resource.label, resource.data["format"]) == (label, "SIEMENS_TWIX")
+        resource.upload(str(tmp_path / "meas.dat"), "meas.dat")
+        resource.upload_data(b'{"verdict": "complete"}', "meas.dat.json")
+        resource.upload(str(tmp_path / "meas.dat"), "meas.dat.parts/0-10240")
+        found = {path: (int(file.size), file.digest) for path, file in resource.files.items()}
+        digest = hashlib.md5(content).hexdigest()
+        assert found["meas.dat"] == found["meas.dat.parts/0-10240"] == (len(content), digest)
+        assert set(found) == {"meas.dat", "meas.dat.json", "meas.dat.parts/0-10240"}
+        resource.files["meas.dat"].download(str(tmp_path / "got.dat"), verbose=False)
+        assert (tmp_path / "got.dat").read_bytes() == content
+        resource.files["meas.dat.json"].delete()
+        left = {row["URI"].partition("/files/")[2] for row in client.table(f"{uri}/files")}
+        assert left == {"meas.dat", "meas.dat.parts/0-10240"}
+        with pytest.raises(xnat.exceptions.XNATResponseError):  # 409
+            session.xnat_session.put(uri)
+        resource.delete()
+    assert len(central.archive_instances("P1", "E1")) == 2
 
 
 def test_xnatpy_with_alias_token(site: tuple[Central, Client], connect: Callable[..., Any]) -> None:

@@ -7,7 +7,6 @@ import logging
 import multiprocessing
 import os
 import resource
-import secrets
 import shutil
 import sqlite3
 import tempfile
@@ -19,7 +18,8 @@ from datetime import datetime
 from pathlib import Path
 
 from relay_agent import log as logs
-from relay_agent.config import Config, secret
+from relay_agent.config import Config
+from relay_agent.deidentify.key import box_key
 from relay_agent.deidentify.make import Made, Refusal, Task, make_all
 from relay_agent.deidentify.recipe import Recipe, Unusable, recipe_of
 from relay_agent.journal import sync_file_system
@@ -34,7 +34,7 @@ _BATCH = 32  # instances that a child process takes at once; what a stopped work
 def recipe_for(config: Config, row: sqlite3.Row) -> Recipe | None:
     """The recipe that the configuration has now for a shipment of the ledger. Raises :class:`Unusable`."""
     route = next((route for route in config.route if route.name == row["route"]), None)
-    if route is None:
+    if route is None or row["kind"] == "raw":
         return None
     return recipe_of(config, route, project=row["project"], subject=row["subject"], session=row["session"],
                      accession=row["accession"])
@@ -67,15 +67,6 @@ def oddity(ledger: Ledger, shipment: int) -> str:
     return ""
 
 
-def box_key(config: Config, ledger: Ledger) -> bytes:
-    """The key of all mappings: from the credential that the configuration names, or made once for this box."""
-    if config.deidentify.key:
-        return ":".join(secret(config.deidentify.key)).encode()
-    with ledger.write() as connection:
-        connection.execute("INSERT OR IGNORE INTO secret VALUES ('key', ?)", (secrets.token_bytes(32),))
-        return bytes(connection.execute("SELECT value FROM secret WHERE name = 'key'").fetchone()["value"])
-
-
 def forget(config: Config, connection: sqlite3.Connection, shipment: int) -> None:
     """Delete what was made of a shipment, files first."""
     shutil.rmtree(config.deidentified / str(shipment), ignore_errors=True)
@@ -83,7 +74,7 @@ def forget(config: Config, connection: sqlite3.Connection, shipment: int) -> Non
     connection.execute("UPDATE shipment SET recipe = NULL WHERE id = ?", (shipment,))
 
 
-def _confine(folder: Path, level: str) -> None:
+def confine(folder: Path, level: str) -> None:
     """What a child process may do: log as its parent does, without a word of others, and not outlive it.
 
     What a decoder may take: memory for one large image, and room for it on the disk of the data, not in /tmp.
@@ -141,8 +132,8 @@ class Deidentifier:
 
     def step(self) -> bool:
         """Work on the oldest shipment that is due; whether there was one."""
-        row = self._ledger.one("SELECT * FROM shipment WHERE state = ? ORDER BY id <= ?, id LIMIT 1", State.DEIDENTIFY,
-                               self._after)
+        row = self._ledger.one("SELECT * FROM shipment WHERE state = ? AND kind = 'session' ORDER BY id <= ?, id "
+                               "LIMIT 1", State.DEIDENTIFY, self._after)
         if row is None:
             return False
         self._after = row["id"]
@@ -187,7 +178,7 @@ class Deidentifier:
         tasks = [Task(part["id"], part["digest"], self._config.spool / part["path"], folder / f"{part['id']}.dcm")
                  for part in rows]
         if self._pool is None:  # spawned: a fork would copy the locks of the worker's threads
-            self._pool = ProcessPoolExecutor(self._processes, multiprocessing.get_context("spawn"), _confine,
+            self._pool = ProcessPoolExecutor(self._processes, multiprocessing.get_context("spawn"), confine,
                                              (self._config.deidentified, self._config.log_level))
         size = max(min(_BATCH, len(tasks) // self._processes), 1)
         key, now = box_key(self._config, self._ledger), datetime.fromtimestamp(row["opened"])

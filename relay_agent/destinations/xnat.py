@@ -26,8 +26,9 @@ from pydicom.errors import InvalidDicomError
 from relay_agent import dicom
 from relay_agent.config import XNAT
 from relay_agent.destinations import Finding, Proof, Retry, Stopped, Waiting
+from relay_agent.destinations.account import Account, short
 from relay_agent.destinations.tokens import Tokens
-from relay_agent.destinations.web import Web
+from relay_agent.destinations.xnat_raw import XNATRaw
 from relay_agent.package import Compression, Item, Manifest, blocks, content, zip_stream
 from relay_agent.throttle import Throttle
 
@@ -44,32 +45,25 @@ class _File:
     name: str
     size: int
     md5: str
-    scan: str  # address of its scan
-    address: str  # its own
+    address: str
 
 
-class XNATDestination:
+class XNATDestination(Account):
     """See :class:`relay_agent.destinations.Destination`."""
 
     def __init__(self, config: XNAT, throttle: Throttle, tokens: Tokens, scratch: Path,
                  projects: Sequence[str] = ()) -> None:
-        self._config = config
+        super().__init__(config, tokens)
         self._throttle = throttle
-        self._tokens = tokens
         self._scratch = scratch
         self._projects = projects
-        self._web = Web(config, None)
         self._compression = Compression(config.compression)
         self._took: set[int] = set()  # new versions that XNAT took in this run
 
-    @property
-    def trouble(self) -> str:
-        """What operators should know early about the credential; empty when all is well."""
-        return self._tokens.trouble
-
-    def idle(self) -> None:
-        """Renew the token when it is time: a box that was idle for its lifetime would need an operator."""
-        self._tokens.keep(self._issue)
+    def raw(self) -> XNATRaw:
+        """Where raw data go at the same XNAT: the same token, and within the same bandwidth and windows."""
+        own = self._config.kspace
+        return XNATRaw(self._config, Throttle(own.bandwidth, own.windows, self._throttle), self._tokens, self._scratch)
 
     # The verbs
 
@@ -109,7 +103,7 @@ class XNATDestination:
                           "the project does not exist there or this account may not create sessions in it. Move or "
                           "delete that session in the prearchive, correct the project, then 'retry'")
         self._took.update(item.id for item in part if item.replaces)
-        return f"{answer.status_code} {_short(' '.join(uris))}"
+        return f"{answer.status_code} {short(' '.join(uris))}"
 
     def finish(self, manifest: Manifest) -> str:
         """Commit what waits in the prearchive; the archive's (or, where that is accepted, prearchive's) address."""
@@ -176,48 +170,7 @@ class XNATDestination:
                 yield Finding(True, f"project {project}: XNAT's own scripts change headers there, so arrival is proved "
                                     f"by fetching back ({self._config.verify})")
 
-    # Talking to XNAT
-
-    def _ask(self, method: str, path: str, **request: Any) -> requests.Response:
-        """A request with the current token; a refused one is dropped, so that the next try uses the credential."""
-        self._web.auth = self._tokens.current(self._issue)
-        answer = self._web.ask(method, path, **request)
-        if answer.status_code == 401:
-            self._tokens.forget()
-            raise Retry(self._refused)
-        return answer
-
-    @property
-    def _refused(self) -> str:
-        return (f"{self._web.host}: the credential was refused. If this lasts, write a valid user:password or "
-                "alias:secret into the credential file")
-
-    def _issue(self, pair: tuple[str, str]) -> dict[str, str]:
-        self._web.auth = pair
-        answer = self._web.ask("GET", "/data/services/tokens/issue")
-        if answer.status_code == 401:
-            raise Retry(self._refused)
-        if answer.status_code != 200:
-            raise Retry(self._web.failure(answer, "the request for a token"))
-        token = self._web.json(answer, "the request for a token")
-        if not isinstance(token, dict) or not {"alias", "secret"} <= token.keys():
-            raise Retry(f"{self._web.host}: the answer to the request for a token has no alias")
-        return token
-
-    def _list(self, path: str, **params: str) -> list[dict[str, Any]]:
-        """Rows of one of XNAT's result sets; none when it is not there (404)."""
-        answer = self._ask("GET", path, params={"format": "json", **params})
-        if answer.status_code == 404:
-            return []
-        if answer.status_code == 403:
-            raise Retry(f"{self._web.host}: this account may not read {_short(path)}; give it the member role there")
-        if answer.status_code != 200:
-            raise Retry(self._web.failure(answer, f"GET {_short(path)}"))
-        body = self._web.json(answer, f"GET {_short(path)}")
-        try:
-            return list(body["ResultSet"]["Result"])
-        except (KeyError, TypeError):
-            raise Retry(f"{self._web.host}: GET {_short(path)} has no result set") from None
+    # Looking
 
     def _rows(self, manifest: Manifest) -> list[dict[str, Any]]:
         """This session's rows in the prearchive, oldest first (a busy session gets siblings).
@@ -231,22 +184,8 @@ class XNATDestination:
 
     def _experiment(self, manifest: Manifest) -> str | None:
         """ID of the archived session; :class:`Stopped` when its label belongs to another study."""
-        path = (f"/data/projects/{quote(manifest.project)}/subjects/{quote(manifest.subject)}"
-                f"/experiments/{quote(manifest.session)}")
-        answer = self._ask("GET", path, params={"format": "json"})
-        if answer.status_code == 404:
-            return None
-        if answer.status_code != 200:
-            raise Retry(self._web.failure(answer, "the look into the archive"))
-        try:
-            fields = self._web.json(answer, "the look into the archive")["items"][0]["data_fields"]
-            experiment, study = str(fields["ID"]), str(fields.get("UID") or "")
-        except (KeyError, IndexError, TypeError):
-            raise Retry(f"{self._web.host}: the look into the archive has no session in it") from None
-        if study != manifest.study_uid:
-            raise Stopped("the archive has another study under this project, subject and session label. Give this one "
-                          "other labels: relay-agent assign")
-        return experiment
+        found = self._session(manifest)
+        return str(found["data_fields"]["ID"]) if found is not None else None
 
     def _held(self, manifest: Manifest) -> tuple[list[dict[str, Any]], str | None, list[_File]]:
         """The session's rows in the prearchive, its ID in the archive, and what files both have.
@@ -271,7 +210,7 @@ class XNATDestination:
         files: list[_File] = []
         for scan in self._list(base):
             place = f"{base}/{quote(str(scan['ID']))}"
-            files += [_file(row, place) for row in self._list(f"{place}/files")]
+            files += [_file(row) for row in self._list(f"{place}/files")]
         return files
 
     def _prearchived(self, row: Mapping[str, Any]) -> list[_File]:
@@ -281,7 +220,7 @@ class XNATDestination:
             place = f"{base}/{quote(str(scan['ID']))}"
             for resource in self._list(f"{place}/resources"):
                 label = str(resource.get("label") or "DICOM")
-                files += [_file(row, place) for row in self._list(f"{place}/resources/{quote(label)}/files")]
+                files += [_file(row) for row in self._list(f"{place}/resources/{quote(label)}/files")]
         return files
 
     def _rewrites(self, project: str) -> bool:
@@ -387,8 +326,9 @@ class XNATDestination:
             first = {item.series_uid: file for item, file in reversed(list(rest.items()))}
             fetched = (part for file in first.values() for part in self._download(file.address))
         else:
-            fetched = (part for scan in sorted({file.scan for file in rest.values()})
-                       for part in self._download(f"{scan}/files", format="zip"))
+            # By resource, not by scan: raw data may lie beside the DICOM.
+            fetched = (part for place in sorted({file.address.partition("/files/")[0] for file in rest.values()})
+                       for part in self._download(f"{place}/files", format="zip"))
         proofs: dict[int, Proof] = {}
         other: set[int] = set()
         for name, size, sop, digest in fetched:
@@ -475,12 +415,7 @@ def _instance(name: str, file: IO[bytes]) -> Iterator[tuple[str, int, str, bytes
         yield name, size, str(data.SOPInstanceUID), dicom.content_digest(data)
 
 
-def _file(row: Mapping[str, Any], scan: str) -> _File:
+def _file(row: Mapping[str, Any]) -> _File:
     uri = str(row.get("URI"))
-    return _File(str(row["Name"]), int(row.get("Size") or 0), str(row.get("digest") or "").lower(), scan,
+    return _File(str(row["Name"]), int(row.get("Size") or 0), str(row.get("digest") or "").lower(),
                  quote(uri if uri.startswith("/data/") else f"/data{uri}"))
-
-
-def _short(text: str) -> str:
-    """An address for a message, up to the project: what follows may be labels, and those patients' names."""
-    return re.sub(r"(/(?:projects|experiments)/[^/\s]+)/\S+", r"\1/…", " ".join(text.split()))[:200]

@@ -102,9 +102,21 @@ def _take(study: _Study, data: Dataset) -> None:
     number = _text(data, 0x00200011)
     if number.isdecimal():
         study.numbers[series] = int(number)
-    for element in data:
-        if element.tag >> 16 == 0x0029 and element.tag & 0xFF == _CSA_SERIES & 0xFF:
-            study.images.update(match[1].decode() for match in _PLANNED.finditer(element.value))
+    study.images |= _planned(data)
+
+
+def _planned(data: Dataset) -> set[str]:
+    return {match[1].decode() for element in data
+            if element.tag >> 16 == 0x0029 and element.tag & 0xFF == _CSA_SERIES & 0xFF
+            for match in _PLANNED.finditer(element.value)}
+
+
+def planned(path: Path) -> set[str]:
+    """SOP Instance UIDs of the images that a DICOM image was planned on, as its scanner's private protocol has them."""
+    try:
+        return _planned(File.read(path, _PIXELS).dataset)
+    except (Broken, OSError):  # only one sign of several
+        return set()
 
 
 def _text(data: Dataset, tag: int) -> str:

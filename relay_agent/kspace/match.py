@@ -75,6 +75,11 @@ class Candidate:
     reasons: tuple[str, ...]
     series: tuple[Series, ...] = ()
 
+    @property
+    def shares_uid(self) -> bool:
+        """Whether a UID speaks for it; without one it is never matched."""
+        return bool(_shared_uids(self))
+
 
 @dataclass(frozen=True, slots=True)
 class Match:

@@ -70,6 +70,7 @@ class Scrubbed:
 
     check: Check
     sha256: str
+    md5: str = ""
 
 
 def plan(path: Path, uids: UIDs, keep: Collection[str] = (), versions: Collection[str] = VERSIONS,
@@ -277,14 +278,15 @@ def _stamp(file: int | Path) -> tuple[int, int, int]:
 
 
 class _Copy:
-    """Follows the reading of a file and writes it as the plan says."""
+    """Follows the reading of a file and takes digests of what the plan makes of it."""
 
-    def __init__(self, path: Path, made: Plan, out: int | None) -> None:
-        self._made, self._out = made, out
+    def __init__(self, path: Path, made: Plan, md5: bool) -> None:
+        self._made = made
         self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         self.stamp = _stamp(self._file)
-        self._rest: list[tuple[int, int]] = []
+        self.rests: list[tuple[int, int]] = []
         self.sha256 = hashlib.sha256()
+        self.md5 = hashlib.md5(usedforsecurity=False) if md5 else None
 
     def sync(self, start: int, end: int) -> None:
         """Physiology is binary; a name in it would be news."""
@@ -295,26 +297,28 @@ class _Copy:
         """Padding; it may hold scraps of memory."""
         if end - start >= BLOCK:
             raise Held("bytes lie behind the end of an acquisition that nobody knows")
-        self._rest.append((start, end))
+        self.rests.append((start, end))
 
     def take(self, position: int, memory: memoryview) -> None:
-        """Write the bytes."""
+        """Change the bytes as the plan says."""
         self._made.apply(position, memory)
-        for start, end in self._rest:
+        for start, end in self.rests:
             begin, stop = max(start - position, 0), min(end - position, len(memory))
             if begin < stop:
                 memory[begin:stop] = bytes(stop - begin)
         self.sha256.update(memory)
-        while self._out is not None and memory:
-            memory = memory[os.write(self._out, memory):]
+        if self.md5 is not None:
+            self.md5.update(memory)
 
     def close(self) -> None:
         """Close what it opened."""
         os.close(self._file)
 
 
-def scrub(path: Path, made: Plan, target: Path | None) -> Scrubbed:
+def scrub(path: Path, made: Plan, target: Path | None, md5: bool = False) -> Scrubbed:
     """Check and copy a file in one pass, de-identified; ``target`` must not exist yet, None only takes digests.
+
+    The copy shares the blocks that do not change with the original where the file system can (ZFS, XFS, Btrfs).
 
     Raises :class:`Held` when the file is not as the plan found it, or holds what may be identifying text among its
     readouts; ``OSError``. Nothing is left at ``target`` then.
@@ -322,17 +326,31 @@ def scrub(path: Path, made: Plan, target: Path | None) -> Scrubbed:
     out = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o640) if target is not None else None
     done = False
     try:
-        with closing(_Copy(path, made, out)) as copy:
+        with closing(_Copy(path, made, md5)) as copy:
+            if out is not None:
+                _clone(path, out)
             found = check(path, copy)
             same = copy.stamp == made.stamp == _stamp(path)
         if found.verdict not in (Verdict.COMPLETE, Verdict.ABORTED):
             raise Held(f"it is {found.verdict}: {found.reason}")
         if not same:
             raise Held("it has changed since it was looked at")
+        if out is not None:
+            for place, new in (*made.patches, *((start, bytes(end - start)) for start, end in copy.rests)):
+                os.pwrite(out, new, place)
         done = True
     finally:
         if out is not None and target is not None:
             os.close(out)
             if not done:
                 target.unlink()
-    return Scrubbed(found, copy.sha256.hexdigest())
+    return Scrubbed(found, copy.sha256.hexdigest(), copy.md5.hexdigest() if copy.md5 is not None else "")
+
+
+def _clone(path: Path, out: int) -> None:
+    source = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        while os.copy_file_range(source, out, 2**30):
+            pass
+    finally:
+        os.close(source)

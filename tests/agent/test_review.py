@@ -23,9 +23,9 @@ ALLOWED = {
     "assign": dict.fromkeys((State.COMPLETE, State.DEIDENTIFY, State.HELD, State.REVIEW, State.READY),
                             State.COMPLETE),
     "release": {State.REVIEW: State.COMPLETE},
-    "reject": dict.fromkeys((State.GATHERING, State.COMPLETE, State.DEIDENTIFY, State.HELD, State.REVIEW, State.READY),
-                            State.REJECTED),
-    "retry": {State.HELD: State.COMPLETE, State.REJECTED: State.COMPLETE, State.READY: State.READY},
+    "reject": dict.fromkeys((State.GATHERING, State.COMPLETE, State.DEIDENTIFY, State.WAITING, State.HELD, State.REVIEW,
+                             State.READY), State.REJECTED),
+    "retry": dict.fromkeys((State.HELD, State.WAITING, State.REJECTED), State.COMPLETE) | {State.READY: State.READY},
 }
 
 

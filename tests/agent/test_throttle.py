@@ -135,3 +135,25 @@ def test_a_window_that_ends_stops_the_stream_on_its_way() -> None:
     assert next(paced) == b"a"
     with pytest.raises(Closed):
         next(paced)
+
+
+def test_one_within_another_keeps_to_both() -> None:
+    """Raw data have a limit of their own, and count against that of the destination."""
+    clock = Clock()
+    outer = throttle(100_000.0, clock)
+    inner = Throttle(40_000.0, within=outer, clock=clock, sleep=clock.sleep)
+    assert inner.limit() == 40_000.0
+    assert b"".join(inner.paced([bytes(400_000)])) == bytes(400_000)
+    assert clock.now - 1000.0 == pytest.approx(10, abs=0.3)
+    began = clock.now
+    streams = [inner.paced([bytes(400_000)]), outer.paced([bytes(600_000)])]
+    while streams:
+        streams = [stream for stream in streams if next(stream, None) is not None]
+    assert clock.now - began >= 9.8  # 1 MB through the outer one
+    assert Throttle(None, within=outer).limit() == 100_000.0
+    night, day = [window("18:00", "06:00")], [window("06:00", "18:00")]
+    at = datetime(2026, 1, 2, 12)
+    for own, others in ((night, day), (day, night)):
+        with pytest.raises(Closed) as caught:
+            Throttle(None, own, Throttle(None, others, now=lambda: at), now=lambda: at).limit()
+        assert caught.value.seconds == 6 * 3600

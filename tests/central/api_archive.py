@@ -55,25 +55,17 @@ def item(xsi: str, fields: dict[str, Any], children: list[dict[str, Any]]) -> di
     return {"children": children, "meta": {"isHistory": False, "xsi:type": xsi}, "data_fields": filled}
 
 
+def resource_item(row: Any) -> dict[str, Any]:
+    fields = {name: row[name] for name in ("label", "format", "content")}
+    counts = {"file_count": row["files"], "file_size": row["bytes"], "xnat_abstractresource_id": row["number"]}
+    return item("xnat:resourceCatalog", fields | counts, [])
+
+
 def session_document(central: Central, session: Any) -> dict[str, Any]:
     parent = parent_of(session)
     scans = []
     for scan in central.catalog.scans(parent):
-        resources = [
-            item(
-                "xnat:resourceCatalog",
-                {
-                    "label": row["label"],
-                    "file_count": row["files"],
-                    "file_size": row["bytes"],
-                    "format": row["format"],
-                    "content": row["content"],
-                    "xnat_abstractresource_id": row["number"],
-                },
-                [],
-            )
-            for row in central.catalog.resources(parent, scan["id"])
-        ]
+        resources = [resource_item(row) for row in central.catalog.resources(parent, scan["id"])]
         scans.append(
             item(
                 xsi_type(scan["modality"], "ScanData"),

@@ -5,15 +5,15 @@ from __future__ import annotations
 import hashlib
 import io
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
-from .api_archive import SCANS, SESSIONS, SUBJECTS, find_session, parent_of
+from .api_archive import SCANS, SESSIONS, SUBJECTS, find_session, parent_of, resource_item
 from .api_import import in_body
 from .archive import session_id
 from .forms import uploads
 from .listings import file_rows, resource_rows, send_zip
 from .routes import route
-from .store import Entry, safe
+from .store import Entry, Staged, safe
 from .unpack import BadArchive, members
 from .web import Refusal, Request, Response, as_json, open_file, result_set, text
 
@@ -54,6 +54,15 @@ def owner(central: Central, scan: str = "", session: str = "", **where: str) -> 
 def resources(central: Central, request: Request, **where: str) -> Response:
     parent, scan, _ = owner(central, **where)
     return result_set(resource_rows(central.catalog.resources(parent, scan)))
+
+
+@route("GET", *RESOURCES)
+def one_resource(central: Central, request: Request, resource: str, **where: str) -> Response:
+    parent, scan, _ = owner(central, **where)
+    for row in central.catalog.resources(parent, scan):
+        if resource in (row["label"], str(row["number"])):
+            return as_json({"items": [resource_item(row)]})
+    raise Refusal(404, "Unable to find the specified resource.")
 
 
 @route("PUT", *RESOURCES)
@@ -134,12 +143,14 @@ def put_files(central: Central, request: Request, resource: str, name: str = "",
     label = str(central.catalog.resource(parent, scan, resource)["label"])  # type: ignore[index]
     always = central.strike("duplicates", request)
     duplicates = []
-    for path, data in contents:
-        staged = central.catalog.stage(data)
+    for path, stream in contents:
+        staged = central.catalog.stage_stream(stream)
+        if damage := central.strike("damage-files", request):
+            staged = damaged(staged, damage["keep"])
         with central.store.transaction():
             known = central.catalog.file(number, path)
             if always or (known and not request.flag("overwrite")):
-                staged.unlink()
+                staged.path.unlink()
                 duplicates.append(path)
                 continue
             central.catalog.put(
@@ -147,9 +158,9 @@ def put_files(central: Central, request: Request, resource: str, name: str = "",
                 scan,
                 label,
                 path,
-                staged,
-                size=len(data),
-                md5=hashlib.md5(data, usedforsecurity=False).hexdigest(),
+                staged.path,
+                size=staged.size,
+                md5=staged.md5,
                 format=request.get("format"),
                 content=request.get("content"),
                 tags=request.get("tags"),
@@ -157,25 +168,35 @@ def put_files(central: Central, request: Request, resource: str, name: str = "",
     return as_json({"duplicates": duplicates}) if duplicates else text("")
 
 
-def file_contents(request: Request, name: str) -> list[tuple[str, bytes]]:
+def damaged(staged: Staged, keep: float | None) -> Staged:
+    """What a server with a bad disk keeps: the beginning, or everything with another last byte."""
+    content = staged.path.read_bytes()
+    content = content[: int(len(content) * keep)] if keep is not None else content[:-1] + bytes([content[-1] ^ 1])
+    staged.path.write_bytes(content)
+    return Staged(staged.path, len(content), hashlib.md5(content, usedforsecurity=False).hexdigest())
+
+
+def file_contents(request: Request, name: str) -> list[tuple[str, BinaryIO]]:
     """Path and content of what is to be stored: the body, the form's files, or what is in them."""
     body = in_body(request)
     if body is not None:
-        found = [(name or body.name, body.stream.read())]
+        found = [(name or body.name, body.stream)]
     elif request.content_type == "multipart/form-data":
-        found = [(name or upload.name, upload.stream.read()) for upload in uploads(request)]
+        found = [(name or upload.name, upload.stream) for upload in uploads(request)]
     else:
         found = []
-    if not found or not all(data for _, data in found):
+    if not found or not all(stream.seek(0, io.SEEK_END) for _, stream in found):
         raise Refusal(400, "Unable to identify upload format.")
+    for _, stream in found:
+        stream.seek(0)
     if not request.flag("extract"):
         return found
     folder = str(Path(name).parent) if "/" in name else ""
     try:
         return [
-            (f"{folder}/{member}".lstrip("/"), data)
-            for path, content in found
-            for member, data in members(io.BytesIO(content), path)
+            (f"{folder}/{member}".lstrip("/"), io.BytesIO(data))
+            for path, stream in found
+            for member, data in members(stream, path)
         ]
     except BadArchive as error:
         raise Refusal(500, str(error)) from error

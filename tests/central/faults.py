@@ -35,6 +35,7 @@ FAULTS: dict[str, tuple[str, dict[str, Any]]] = {
     # resource files
     "duplicates": (FILES, {}),
     "no-permission-200": (FILES, {}),
+    "damage-files": (FILES, {"keep": None}),
     # committing and archiving
     "commit-409-locked": (COMMIT, {}),
     "commit-conflict": (COMMIT, {"message": "Session already exists, retry with overwrite enabled"}),
@@ -46,6 +47,7 @@ FAULTS: dict[str, tuple[str, dict[str, Any]]] = {
     "black-hole": (ANY, {}),
     "cut-at": (IMPORT, {"bytes": 100_000}),
     "proxy-cut": (ANY, {"seconds": 1.0, "work": 0.0, "how": "504"}),
+    "body-limit": (ANY, {"seconds": 1.0}),
     "busy-500": (ANY, {}),
     "busy-502": (ANY, {}),
     "busy-503": (ANY, {"retry_after": None}),

@@ -105,7 +105,8 @@ class Handler(BaseHTTPRequestHandler):
             while central.faults.active("black-hole") and not central.stopping.wait(0.1):
                 pass
             raise Cut
-        cut, slow = strike("cut-at"), strike("slow")
+        cut, slow, limit = strike("cut-at"), strike("slow"), strike("body-limit")
+        self._until = time.monotonic() + limit["seconds"] if limit else float("inf")
         body, declared = self._read_body(cut["bytes"] if cut else None, slow["rate"] if slow else None)
         if slow:
             time.sleep(slow["delay"])
@@ -156,7 +157,7 @@ class Handler(BaseHTTPRequestHandler):
                 body.write(block)
                 left -= len(block)
                 self._received += len(block)
-                if cut is not None and self._received >= cut:
+                if (cut is not None and self._received >= cut) or time.monotonic() > self._until:
                     raise Cut
                 if rate:
                     time.sleep(len(block) / rate)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import re
 import secrets
 import shutil
@@ -11,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, NamedTuple
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS setting(key TEXT PRIMARY KEY, value TEXT);
@@ -101,6 +103,14 @@ def safe(segment: str) -> str:
     return cleaned if cleaned.strip(".") else "_"
 
 
+class Staged(NamedTuple):
+    """Data that were written and are not entered yet."""
+
+    path: Path
+    size: int
+    md5: str
+
+
 @dataclass(frozen=True, slots=True)
 class Entry:
     """One stored file, with what its catalogue says about it."""
@@ -133,9 +143,18 @@ class Catalog:
 
     def stage(self, data: bytes) -> Path:
         """Write data where a rename will put it in place; the index lock is not held meanwhile."""
+        return self.stage_stream(io.BytesIO(data)).path
+
+    def stage_stream(self, stream: BinaryIO) -> Staged:
+        """The same of data of any size."""
         path = self.store.root / "incoming" / secrets.token_hex(12)
-        path.write_bytes(data)
-        return path
+        md5, size = hashlib.md5(usedforsecurity=False), 0
+        with path.open("wb", buffering=0) as out:
+            while block := stream.read(1 << 20):
+                out.write(block)
+                md5.update(block)
+                size += len(block)
+        return Staged(path, size, md5.hexdigest())
 
     def scans(self, parent: str) -> list[Any]:
         rows = self.store.all("SELECT * FROM scan WHERE parent=?", parent)

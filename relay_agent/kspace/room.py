@@ -1,0 +1,78 @@
+"""What the disk may still hold of raw data. DICOM comes first: raw data stop while there is room for it."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+from datetime import datetime
+
+from relay_agent.config import XNAT, Config
+from relay_agent.ledger import Ledger
+from relay_agent.throttle import Closed, Throttle
+
+_WEEK = 7 * 86400.0
+_DAY = 86400.0
+
+
+def left(config: Config) -> int:
+    """Bytes that raw data may still take; 0: nothing more is fetched or copied."""
+    folder = config.kspace_spool if config.kspace_spool.exists() else config.data
+    room = os.statvfs(folder)
+    free = room.f_bavail * room.f_frsize - config.kspace.reserve
+    if config.kspace.quota is not None:
+        free = min(free, config.kspace.quota - used(config))
+    return max(free, 0)
+
+
+def used(config: Config) -> int:
+    """Bytes on the disk of all raw data: landed, kept, made to leave."""
+    total = 0
+    for folder, _, names in os.walk(config.kspace_spool.parent):
+        for name in names:
+            try:
+                total += os.lstat(os.path.join(folder, name)).st_blocks * 512
+            except FileNotFoundError:
+                continue
+    return total
+
+
+@dataclass(frozen=True, slots=True)
+class Outlook:
+    """Whether the disk will hold what the scanners produce before raw data can leave again."""
+
+    left: int
+    daily: int  # bytes of raw data a day, mean of the last week or since the first
+    window: float  # seconds until raw data may leave; 0: at any time
+
+    @property
+    def expected(self) -> int:
+        """Bytes that will come before the next window has opened and a day has passed in which to send."""
+        return int(self.daily * (self.window + _DAY) / _DAY)
+
+    @property
+    def short(self) -> bool:
+        """Whether that is more than there is room for."""
+        return self.expected > self.left
+
+
+def outlook(config: Config, ledger: Ledger, now: float | None = None) -> Outlook:
+    """The outlook as the ledger and the windows have it now."""
+    now = time.time() if now is None else now
+    row = ledger.one("SELECT coalesce(sum(i.size), 0) AS bytes, min(i.arrived) AS first FROM instance i JOIN raw r ON "
+                     "r.instance = i.id WHERE i.arrived > ?", now - _WEEK)
+    assert row is not None
+    days = min(max(now - (row["first"] or now), _DAY), _WEEK) / _DAY
+    return Outlook(left(config), round(row["bytes"] / days), max(
+        (_until_open(destination, now) for destination in config.destination if isinstance(destination, XNAT)),
+        default=0.0))
+
+
+def _until_open(destination: XNAT, now: float) -> float:
+    seconds = 0.0
+    for windows in (destination.windows, destination.kspace.windows):
+        try:
+            Throttle(None, windows, now=lambda: datetime.fromtimestamp(now)).limit()
+        except Closed as closed:
+            seconds = max(seconds, closed.seconds)
+    return seconds
