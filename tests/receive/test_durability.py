@@ -358,8 +358,10 @@ def test_killed_at_random_points(tmp_path: Path, leftovers: list[Agent]) -> None
         senders = [Sender(agent.port, turn * 3 + number) for number in range(3)]
         for sender in senders:
             sender.start()
-        wait_for(lambda senders=senders: all(sender.acknowledged for sender in senders))
-        time.sleep(random_.uniform(0.0, 0.7))
+        enough = random_.randrange(20, 60)
+        wait_for(lambda senders=senders, enough=enough: all(sender.acknowledged for sender in senders)
+                 and sum(len(sender.acknowledged) for sender in senders) >= enough)
+        time.sleep(random_.uniform(0.0, 0.1))
         kill(agent)
         for sender in senders:
             sender.join(PATIENCE)
@@ -369,7 +371,7 @@ def test_killed_at_random_points(tmp_path: Path, leftovers: list[Agent]) -> None
         assert len(rows) == len(promised) and {row["copies"] for row in rows.values()} == {1}
         # What was stored and not yet answered may be there as well: one for each connection that was cut.
         assert proof.intact(agent) <= len(promised) + 12 * 3
-    assert len(promised) > 300 and repaired > 0, "the kills came too early or too late to tell anything"
+    assert repaired > 0, "the kills came too early or too late to tell anything"
 
 
 def unsynced_files(agent: Agent) -> set[Path]:
