@@ -157,8 +157,8 @@ class Worker:
         extra += [alert.Condition(what, "files", f"Files in the {what} directory cannot be taken in: {trouble}. They "
                                   "stay there and are tried again; look after their owner and mode, and after the disk")
                   for what, trouble in landings.items() if trouble]
-        extra += [alert.Condition("pull", puller.name, f"{puller.trouble}. What the scanner overwrites before it is fetched "
-                                  "is lost") for puller in self._pullers if puller.trouble]
+        extra += [alert.Condition("pull", puller.name, f"{puller.trouble}. What the scanner overwrites before it is "
+                                  "fetched is lost") for puller in self._pullers if puller.trouble]
         found = alert.conditions(self._config, self._ledger, self._spool, tokens=tokens, extra=extra, now=time.time())
         alert.tell(self._config, self._ledger, found, self._mailer, time.time())
 
