@@ -10,7 +10,7 @@ from typing import Any
 
 from relay_agent.console import DONE, FINDINGS, commands_of, print_json
 from relay_agent.deidentify.uids import UIDs
-from relay_agent.kspace import facts
+from relay_agent.kspace import facts, join
 from relay_agent.kspace.identity import KEEPABLE
 from relay_agent.kspace.match import Match, State, match
 from relay_agent.kspace.protocol import Unreadable
@@ -51,6 +51,11 @@ def add(commands: Any) -> None:
     sub.add_argument("raw", type=Path, nargs="+", metavar="RAW")
     sub.add_argument("--dicom", type=Path, required=True, metavar="FOLDER")
     sub.add_argument("--offset", type=float, default=0.0, metavar="SECONDS", help="DICOM's clock minus the imager's")
+    sub = command("join", lambda options: join.run(options.folder, options.remove), "join files that came in pieces, "
+                  "over there: relay_agent/kspace/join.py does the same alone. Exit status: 0 all joined, 1 not",
+                  "join KSPACE/ --remove")
+    sub.add_argument("folder", type=Path, help="the resource as it was downloaded, or in XNAT's archive")
+    sub.add_argument("--remove", action="store_true", help="delete the pieces that were joined")
 
 
 def _check(options: argparse.Namespace) -> int:

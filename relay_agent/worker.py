@@ -13,6 +13,7 @@ from relay_agent.commitment import report_due
 from relay_agent.config import Config
 from relay_agent.deidentify.work import Deidentifier
 from relay_agent.destinations.xnat import XNATDestination
+from relay_agent.kspace.pull import Puller
 from relay_agent.kspace.work import RawWorker
 from relay_agent.ledger import Ledger, State, note, recount
 from relay_agent.purge import discard, purge
@@ -48,6 +49,8 @@ class Worker:
         self._raw_work = [threading.Event() for _ in self._raw_shippers]
         self._deidentifier = Deidentifier(config, self._ledger, self._stop)
         self._raw = RawWorker(config, self._ledger, self._stop) if config.kspace.source else None
+        self._pullers = [Puller(config, self._ledger, source, self._stop) for source in config.kspace.source
+                         if source.pull is not None]
         self._missing = self._miscounted = 0
         self._mailer = alert.Mailer(config.alert) if config.alert else None
 
@@ -67,6 +70,7 @@ class Worker:
         threads.append(threading.Thread(target=self._deidentifier.run, name="deidentify", daemon=True))
         if self._raw is not None:
             threads.append(threading.Thread(target=self._raw.run, name="kspace", daemon=True))
+        threads += [threading.Thread(target=puller.run, name="pull", daemon=True) for puller in self._pullers]
         # In threads of their own: a mail server or a caller that hangs must not hold up the shipments.
         threads.append(threading.Thread(target=self._repeat, args=(_WATCH, self._tell), name="alerts", daemon=True))
         threads.append(threading.Thread(target=self._repeat, args=(_REPORT, self._report), name="reports", daemon=True))
@@ -153,6 +157,8 @@ class Worker:
         extra += [alert.Condition(what, "files", f"Files in the {what} directory cannot be taken in: {trouble}. They "
                                   "stay there and are tried again; look after their owner and mode, and after the disk")
                   for what, trouble in landings.items() if trouble]
+        extra += [alert.Condition("pull", puller.name, f"{puller.trouble}. What the scanner overwrites before it is "
+                                  "fetched is lost") for puller in self._pullers if puller.trouble]
         found = alert.conditions(self._config, self._ledger, self._spool, tokens=tokens, extra=extra, now=time.time())
         alert.tell(self._config, self._ledger, found, self._mailer, time.time())
 

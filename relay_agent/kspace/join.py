@@ -112,8 +112,7 @@ def _content(path: Path, piece: dict[str, Any]) -> Iterator[bytes]:
             yield from _blocks(file)
         elif piece["encoding"] == ENCODING:
             with _unpacked(file) as plain:
-                for block in _blocks(plain):
-                    yield _in_order(block)
+                yield from map(_in_order, _blocks(plain))
         else:
             raise Damaged(f"piece {path.name} is packed in a way that this program does not know; take a newer one")
 

@@ -45,6 +45,7 @@ class Puller:
 
     def __init__(self, config: Config, ledger: Ledger, source: KSpaceSource, stop: threading.Event) -> None:
         assert source.pull is not None
+        self.name = source.name
         self._config = config
         self._ledger = ledger
         self._source = source
@@ -77,7 +78,8 @@ class Puller:
                 return self._settings.poll
             self._landing.mkdir(parents=True, exist_ok=True)
             self._drop_stale()
-            self.trouble = ""
+            self.trouble = (f"{self._remote.strange} files of {self._source.name} have names with characters that "
+                            "cannot be fetched; have them renamed over there") if self._remote.strange else ""
             for entry in self._due(entries):
                 if not self._fetch(entry):
                     break
@@ -236,8 +238,10 @@ class Puller:
                 self._throttle.limit()
             except Closed:
                 return False
+            if self._stop.is_set():
+                return False
             if time.monotonic() - looked < self._settings.poll:
-                return not self._stop.is_set()
+                return True
             looked = time.monotonic()
             return self._remote.entries() == self._last and not self._remote.scanning()
         return go_on

@@ -20,18 +20,19 @@ from relay_agent.config import Pull, credential_path
 
 _LIST = 120.0  # seconds for a list
 _LOOK = 1.0  # seconds between looks whether to go on
-_ENVIRONMENT = {"LC_ALL": "C", "TZ": "UTC", "PATH": os.environ.get("PATH", "/usr/bin:/bin")}
+_ENVIRONMENT = {"LC_ALL": "C.UTF-8", "TZ": "UTC", "PATH": os.environ.get("PATH", "/usr/bin:/bin")}
 _OPTIONS = ("BatchMode=yes", "IdentitiesOnly=yes", "StrictHostKeyChecking=yes", "GlobalKnownHostsFile=/dev/null",
             "HostKeyAlias=imager", "ConnectTimeout=20", "ServerAliveInterval=15", "ServerAliveCountMax=4",
             "ControlPath=none", "ForwardAgent=no", "ClearAllForwardings=yes")
-_SFTP = re.compile(r"-\S+ +\S+ +\d+ +\d+ +(\d+) +(\w{3} +\d+ +(?:\d\d:\d\d|\d{4})) (.+)")
+_SFTP = re.compile(r"-\S+ +\S+ +\S+ +\S+ +(\d+) +(\w{3} +\d+ +(?:\d\d:\d\d|\d{4})) (.+)")
 _RSYNC = re.compile(r"-\S+ +(\d+) (\d{4}/\d\d/\d\d \d\d:\d\d:\d\d) (.+)")
 _PLAIN = re.compile(r"[^./\x00-\x1f\x7f\\][^/\x00-\x1f\x7f\\]*")  # a backslash: rsync and sftp escape what is not
 _WORDS = (
     ("host key verification failed", "its host key is not the one of host_key. If it was exchanged, ask for the new "
      "one; otherwise somebody else answers there"),
-    ("permission denied (", "the key is refused; have its public part entered for this account over there"),
+    ("not accessible", "the file of key is not there; write the private key into it"),
     ("load key", "the file of key is no private key, or has a passphrase; write one without"),
+    ("permission denied (", "the key is refused; have its public part entered for this account over there"),
     ("unprotected private key", "the file of key may be read by others; chmod 600"),
     ("could not resolve", "the name of host cannot be resolved; check DNS and host"),
     ("connection refused", "nothing listens there; is it on, does the firewall let us through?"),
@@ -68,6 +69,8 @@ class Remote:
     def __init__(self, settings: Pull, scratch: Path) -> None:
         self._settings = settings
         self._known = scratch / "known_hosts"
+        self.strange = 0
+        """Files of the last list whose names no program can be told."""
 
     def entries(self) -> list[Entry]:
         """What is in the folder, files only, without those whose name begins with a dot or cannot be a name here."""
@@ -80,7 +83,10 @@ class Remote:
             out = self._sftp(f"cd {_quoted(self._folder)}\nls -ln\n")
             found = ((match[3], int(match[1]), _minute(match[2])) for match in map(_SFTP.fullmatch, out.splitlines())
                      if match)
-        return sorted(Entry(*one) for one in found if _PLAIN.fullmatch(one[0]))
+        files = [Entry(*one) for one in found if not one[0].startswith(".")]
+        plain = sorted(entry for entry in files if _PLAIN.fullmatch(entry.name))
+        self.strange = len(files) - len(plain)
+        return plain
 
     def scanning(self) -> bool:
         """Whether the scanner's own list shows a running scan; False without such a list."""
@@ -100,8 +106,8 @@ class Remote:
                        shlex.join(["ssh", *self._ssh()]), f"{self._target}:{self._folder}/{entry.name}", str(target)]
             self._run(command, go_on=go_on)
         else:
-            names = f"{_quoted(entry.name, glob=True)} {_quoted(str(target))}"
-            self._sftp(f"cd {_quoted(self._folder)}\nreget -p {names}\n", bandwidth, go_on)
+            batch = f"cd {_quoted(self._folder)}\nreget -p {_quoted(entry.name)} {_quoted(str(target))}\n"
+            self._sftp(batch, bandwidth, go_on)
         if target.stat().st_size != entry.size:
             raise Failed("a file has not the size that the list says; it is fetched again")
 
@@ -163,10 +169,9 @@ def _words(error: str) -> str:
     return next((words for sign, words in _WORDS if sign in lower), "the connection broke")
 
 
-def _quoted(text: str, glob: bool = False) -> str:
-    """A name in a batch of sftp."""
-    special = r'(["\\*?\[\]])' if glob else r'(["\\])'
-    return '"' + re.sub(special, r"\\\1", text) + '"'
+def _quoted(text: str) -> str:
+    """A name in a batch of sftp, which takes it as it is between quotes."""
+    return '"' + text.replace('"', '\\"') + '"'
 
 
 def _moment(text: str) -> float:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.bench import deidentifying, forwarding, kspace, machine, receiving, servers
+from tests.bench import deidentifying, forwarding, kspace, machine, raw_delivery, receiving, servers
 from tests.bench.corpus import Corpus
 from tests.bench.results import Section
 
@@ -23,6 +23,7 @@ SECTIONS: dict[str, Callable[[Corpus, Path, bool], Section]] = {
     "slow-line": forwarding.slow_line,
     "deidentify": deidentifying.deidentify,
     "kspace": kspace.kspace,
+    "raw-delivery": raw_delivery.raw_delivery,
 }
 
 
