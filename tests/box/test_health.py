@@ -69,7 +69,8 @@ def test_full_disk_is_told_once(host, peer, health, full_disk, wait_for):
     assert wait_for(lambda: mails() == before + 1, 30)
     host.check_output("systemctl start box-health && umount /mnt/full && systemctl start box-health")
     assert wait_for(lambda: mails() == before + 2, 30)
-    assert peer("central").run(f"grep -r '^Subject: {name}: .*{full_disk}' /var/lib/mail/new").succeeded
+    mail = peer("central").check_output(f"grep -lr '^Subject: {name}: .*{full_disk}' /var/lib/mail/new").split()[0]
+    assert "X-MailFrom: relay@hospital.example.org" in peer("central").file(mail).content_string
     assert full_disk not in findings(health())
 
 

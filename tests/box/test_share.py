@@ -1,7 +1,13 @@
 """The drop share for raw data, from the scanner's side: with the clients that are there, and with bad intentions."""
 from __future__ import annotations
 
+import json
+import secrets
+
 import pytest
+
+from tests.box.conftest import PROJECT
+from tests.kspace import synthetic
 
 LANDING = "/var/lib/relay-agent/kspace/landing"
 KEY = "/srv/relay/build/lab/key"
@@ -73,6 +79,19 @@ def test_folders(host, peer, smb):
     assert smb("mkdir day; cd day; put meas.dat").succeeded
     assert host.file(f"{LANDING}/day").mode & 0o777 == 0o770
     arrived(host, peer, "day/meas.dat")
+
+
+def test_raw_data_get_into_the_ledger(host, smb, wait_for):
+    """From the scanner's back end into the agent's store: what the share lets in, the worker may take."""
+    def raw():
+        return sum(row["kind"] == "raw" for row in json.loads(host.check_output("relay-agent list --json < /dev/null")))
+    before = raw()
+    measured = synthetic.File(scans=(synthetic.Scan(uid=secrets.randbelow(2**31)),))
+    (PROJECT / "build/lab/meas.dat").write_bytes(synthetic.build(measured))
+    sent = smb("cd prisma; put /srv/relay/build/lab/meas.dat meas_MID00358.dat")
+    assert sent.succeeded, sent.stdout
+    assert wait_for(lambda: raw() == before + 1), host.check_output("relay-agent status < /dev/null")
+    assert host.file(f"{LANDING}/prisma").listdir() == []
 
 
 def test_half_written(host, peer, smb, wait_for):
