@@ -98,8 +98,9 @@ def prepare() -> None:
             if "address" in command:
                 run("ip", "-n", SPACE, "link", "add", "lab", "type", "bridge")
             run("ip", "-n", SPACE, *command.split())
-    if not (FOLDER / "key").exists():
-        run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "lab", "-f", str(FOLDER / "key"))
+    for key in ("key", "release-key"):  # of the administrator, and of who signs releases
+        if not (FOLDER / key).exists():
+            run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "lab", "-f", str(FOLDER / key))
     (FOLDER / "ssh_config").write_text(f"""\
 Host 198.18.0.*
     IdentityFile {FOLDER}/key
