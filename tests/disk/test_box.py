@@ -1,13 +1,20 @@
 from __future__ import annotations
 
+import os
 import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
+import yaml
 from relay_disk import box, key, pool, replace, rescue, status
 from relay_disk.run import Failed, Refused
 
 from tests.disk.machines import GIB, disk, foreign, nuc, of_relay, relay_supermicro
 
+ROLE = Path(__file__).resolve().parents[2] / "roles/storage"
 RELAY = "0123abcd"
 DAY = 86400
 
@@ -185,3 +192,43 @@ def test_only_what_was_delivered_is_left_behind(tmp_path):
     sqlite3.connect(tmp_path / "other.sqlite").executescript("CREATE TABLE t (x)")
     with pytest.raises(Failed, match="--all"):
         rescue.settled(tmp_path / "other.sqlite")
+
+
+def test_the_role_mounts_what_the_tool_makes():
+    datasets = yaml.safe_load((ROLE / "vars/main.yml").read_text())["__storage_datasets"]
+    assert [(one["name"], one["path"]) for one in datasets] == [(one.name, str(one.place)) for one in pool.DATASETS]
+    for one in datasets:
+        escaped = one["path"][1:].replace("-", r"\x2d").replace("/", "-")
+        assert one["unit"] == f"{escaped}.mount", "systemd takes no other name"
+
+
+def test_snapshot_of_a_ledger_in_use(tmp_path):
+    """While it is written to; whole, in a file of its own, and old ones go only when a new one is there."""
+    from relay_agent.ledger import Ledger
+
+    def snapshot():
+        command = [sys.executable, ROLE / "files/ledger-snapshot", tmp_path, "14"]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    ledger = Ledger(tmp_path / "ledger.sqlite")
+    with ledger.write() as connection:
+        connection.execute("INSERT INTO event (at, actor, what) VALUES (0, 'test', 'before')")
+    folder = tmp_path / "ledger-snapshots"
+    folder.mkdir()
+    for days in (3, 20):
+        old = folder / f"ledger-{days}.sqlite"
+        old.touch()
+        os.utime(old, (time.time() - days * DAY,) * 2)
+    with ledger.write() as connection:
+        connection.execute("INSERT INTO event (at, actor, what) VALUES (0, 'test', 'not yet committed')")
+        assert snapshot().returncode == 0
+    assert not (folder / "ledger-20.sqlite").exists() and (folder / "ledger-3.sqlite").exists()
+    copy, = [path for path in folder.iterdir() if path.stat().st_size]
+    assert copy.name.startswith("ledger-2") and copy.suffix == ".sqlite"
+    assert sqlite3.connect(copy).execute("SELECT what FROM event").fetchall() == [("before",)]
+
+    (tmp_path / "ledger.sqlite-wal").unlink()
+    (tmp_path / "ledger.sqlite").write_bytes(b"no ledger" * 1000)
+    (folder / "ledger-3.sqlite").touch()
+    assert snapshot().returncode
+    assert copy.exists() and (folder / "ledger-3.sqlite").exists()
