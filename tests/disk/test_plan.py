@@ -175,6 +175,22 @@ def test_keep_what_is_not_there(disks):
         assert "no disk was changed" in refused(disks, keep=OLD, **words)
 
 
+@pytest.mark.parametrize("boxes, box, chosen", [
+    ({}, "", ""), ({"any": ""}, "", "any"), ({"a": "nuc"}, "", "a"), ({"a": "nuc", "b": "supermicro"}, "", "a"),
+    ({"a": "nuc", "b": "nuc"}, "b", "b"), ({"a": "nuc", "b": ""}, "b", "b")])
+def test_box(boxes, box, chosen):
+    assert plan.choose(boxes, decided(nuc(), box=box)) == chosen
+
+
+@pytest.mark.parametrize("boxes, box, words", [
+    ({"a": "supermicro"}, "", "this stick was built for a"), ({"a": "nuc", "b": "nuc"}, "", "say which: box = a"),
+    ({"a": "nuc"}, "c", "the stick has a"), ({"a": "nuc", "b": "supermicro"}, "b", "built for b"), ({}, "c", "none")])
+def test_no_box(boxes, box, words):
+    """A box never gets the settings, and with them the name and the destinations, of another."""
+    with pytest.raises(Refused, match=words):
+        plan.choose(boxes, decided(nuc(), box=box))
+
+
 def test_too_small():
     assert "too small" in refused(nuc(size=20 * GIB))
     assert decided(nuc(size=20 * GIB), root=8 * GIB)

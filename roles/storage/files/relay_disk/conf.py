@@ -16,6 +16,7 @@ class Conf:
     """The words of ``install.conf``; sizes in bytes."""
 
     profile: str = ""  # what the stick was built for; empty: whatever is found
+    box: str = ""  # which of the boxes that the stick has settings for
     wipe: frozenset[str] = frozenset()  # serial numbers of disks whose content may be destroyed
     retired: frozenset[str] = frozenset()  # ids of relays whose disks may be used again
     keep: str = ""  # id of the relay that is installed anew and whose pool stays

@@ -18,11 +18,11 @@ from relay_disk import boot, conf, pool
 from relay_disk import key as keys
 from relay_disk.destroy import destroy
 from relay_disk.disks import STICK, scan
-from relay_disk.plan import Plan, decide, slices, table
+from relay_disk.plan import Plan, choose, decide, slices, table
 from relay_disk.run import Failed, Refused, ask, consoles, do, log, tell, tried
 
 TARGET = Path("/run/relay-disk/target")
-FOLDER = "relay"  # on the stick's boot partition: what the box starts from, install.conf, site.tar, logs, recovery keys
+FOLDER = "relay"  # on the stick's boot partition: what the box starts from, install.conf, site/, logs, recovery keys
 IMAGE = "box.efi"
 
 
@@ -38,6 +38,12 @@ class Stick:
         """What it was told."""
         path = self.folder / "install.conf"
         return conf.read(path.read_text(errors="replace") if path.exists() else "")
+
+    @property
+    def boxes(self) -> dict[str, str]:
+        """The boxes that it has settings for, and their profiles."""
+        told = [json.loads(path.read_text()) for path in sorted(self.folder.glob("site/*.json"))]
+        return {entry["box"]: entry["profile"] for entry in told}
 
 
 @contextmanager
@@ -70,6 +76,7 @@ def install(source: Stick) -> None:
     plan = decide(scan(), told, lambda: secrets.token_hex(4))
     for line in str(plan).splitlines():
         log.info("%s", line)
+    box = choose(source.boxes, plan)
     if told.tpm:
         _step("trying the TPM")
         keys.prove_tpm()
@@ -85,7 +92,7 @@ def install(source: Stick) -> None:
         _recovery(plan, key, source)
     _seal(key, told)
     try:
-        _unpack(plan, root, key, source)
+        _unpack(plan, root, key, source, box)
     finally:
         _leave()
     _bootable(plan, image)
@@ -196,7 +203,7 @@ def _known_key(plan: Plan, source: Stick) -> bytes:
     return key
 
 
-def _unpack(plan: Plan, root: str, key: bytes, source: Stick) -> None:
+def _unpack(plan: Plan, root: str, key: bytes, source: Stick, box: str) -> None:
     _step("unpacking the system")
     TARGET.mkdir(parents=True, exist_ok=True)
     do("mount", root, str(TARGET))
@@ -212,13 +219,10 @@ def _unpack(plan: Plan, root: str, key: bytes, source: Stick) -> None:
     else:
         pool.mount(TARGET)
     do("unsquashfs", "-no-progress", "-quiet", "-force", "-dest", str(TARGET), source.image)
-    site = source.folder / "site.tar"
-    if site.exists():
-        _step("settings of the site")
-        do("tar", "--extract", "--preserve-permissions", "--numeric-owner", "--xattrs", "--file", str(site),
-           "--directory", str(TARGET))
-        for name in (source.folder / "site.gone").read_text().splitlines():
-            (TARGET / name).unlink(missing_ok=True)
+    if box:
+        _step(f"settings of {box}")
+        do("tar", "--extract", "--preserve-permissions", "--numeric-owner", "--xattrs", "--directory", str(TARGET),
+           "--file", str(source.folder / f"site/{box}.tar"))
     if not plan.conf.tpm:
         place = TARGET / keys.OPEN_KEY.relative_to("/")
         place.parent.mkdir(parents=True, exist_ok=True)

@@ -193,6 +193,21 @@ def _too_small(plan: Plan) -> list[str]:
     return [f"{disk} is too small: {human(need)} are needed" for disk in plan.system if disk.size < need]
 
 
+def choose(boxes: dict[str, str], plan: Plan) -> str:
+    """Which of the boxes that the stick has settings for this machine becomes: name → profile, empty for any."""
+    if plan.conf.box:
+        if plan.conf.box not in boxes:
+            raise Refused(f"no disk was changed: box = {plan.conf.box}, but the stick has {', '.join(boxes) or 'none'}")
+        boxes = {plan.conf.box: boxes[plan.conf.box]}
+    fits = [box for box, profile in boxes.items() if profile in ("", plan.profile)]
+    if len(fits) > 1:
+        raise Refused(f"no disk was changed: the stick has settings for {', '.join(fits)}; say which: box = {fits[0]}")
+    if boxes and not fits:
+        built = ", ".join(f"{box} ({profile}: {_NEEDS[profile]})" for box, profile in boxes.items())
+        raise Refused(f"no disk was changed: this stick was built for {built}; this machine is {plan.profile}")
+    return fits[0] if fits else ""
+
+
 def slices(plan: Plan, disk: Disk) -> list[tuple[str, int, str]]:
     """Partitions of a disk: role, MiB (0: the rest), GPT type.
 
