@@ -284,19 +284,27 @@ def test_rescue(nuc, words, fast, tmp_path, key, person):
         machine.wait_off()
     before = [digest(disk) for disk in machine.disks]
     stick = Stick(fast, tmp_path / "stick", words, entry="rescue")
-    with VM(tmp_path / "other", [stick.disk, *machine.disks]) as rescue:
-        rescue.wait_ssh(key=key, seconds=240)
-        assert "relay" in rescue.ssh("sudo relay-disk show", key=key).stdout
-        assert rescue.ssh("sudo relay-disk check", key=key).stdout.strip() == "no fault found"
-        rescue.ssh(f"echo {person.decrypt(nuc.stick.recovery)} | sudo relay-disk unlock --read-only", key=key)
-        assert rescue.ssh("sudo touch /run/relay-rescue/var/lib/relay-agent/x", key=key, check=False).returncode
-        rescue.ssh(f"sudo relay-disk copy /tmp --recipient {person.recipient}", key=key)
-        (tmp_path / "copy.age").write_bytes(__import__("base64").b64decode(
-            rescue.ssh("sudo cat /tmp/relay-data-*.tar.age | base64", key=key).stdout))
-        rescue.ssh("sudo relay-disk close", key=key)
-    run("sh", "-c", f"age --decrypt --identity {person.identity} {tmp_path}/copy.age | tar -x -C {tmp_path} ./mark")
-    assert (tmp_path / "mark").read_text().strip() == MARK
+    away = Disk(tmp_path / "away.img", "usb", "AWAY")
+    run("truncate", "-s", "64M", away.path)
+    run("mformat", "-i", away.path, "-F", "::")
+    recovery = person.decrypt(nuc.stick.recovery)
+    with VM(tmp_path / "other", [stick.disk, away, *machine.disks]) as rescue:
+        rescue.wait_for("Nothing on the disks of this machine was opened", seconds=240)
+        for command, answer in (
+                ("relay-disk show", "relay "), ("relay-disk check", "no fault found"),
+                (f"echo {recovery} | relay-disk unlock --read-only", "open below /run/relay-rescue, read-only"),
+                ("touch /run/relay-rescue/var/lib/relay-agent/x", "Read-only file system"),
+                ("mount /dev/disk/by-id/usb-*AWAY* /mnt && mountpoint /mnt", "is a mountpoint"),
+                (f"relay-disk copy /mnt --recipient {person.recipient}", ".tar.age: "),
+                ("relay-disk close; umount /mnt; poweroff", "Power")):
+            rescue.type(f"{command}\n")
+            rescue.wait_for(answer, seconds=60)
+        rescue.wait_off(60)
     assert [digest(disk) for disk in machine.disks] == before, "rescue changes nothing"
+    run("mcopy", "-i", away.path, "::*.age", tmp_path)
+    file = next(tmp_path.glob("*.tar.age"))
+    run("sh", "-c", f"age --decrypt --identity {person.identity} {file} | tar -x -C {tmp_path} ./mark")
+    assert (tmp_path / "mark").read_text().strip() == MARK
 
 
 def test_what_lsblk_says(supermicro, key, tmp_path):

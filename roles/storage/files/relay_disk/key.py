@@ -52,9 +52,9 @@ def secure_boot() -> bool:
 def binding() -> str:
     """What the sealed key is bound to, in words."""
     if secure_boot():
-        return "this machine's TPM and its Secure Boot keys (PCR 7): another system does not get the key"
-    return ("this machine's TPM only, for Secure Boot is off: disks alone give nothing, but whoever has the whole box "
-            "can start another system on it and read them")
+        return "this machine's TPM and its Secure Boot keys (PCR 7)"
+    return ("this machine's TPM; Secure Boot is off, so whoever has the whole box can start any system on it and get "
+            "the key. Turn it on, then: relay-disk seal")
 
 
 def recovery(key: bytes, recipients: tuple[str, ...]) -> str:
