@@ -7,6 +7,7 @@ stick after a power cut therefore either begins again, or finds a box that is in
 from __future__ import annotations
 
 import json
+import logging
 import os
 import secrets
 from collections.abc import Iterator
@@ -256,7 +257,7 @@ def unattended() -> int:
     tell(*consoles())
     try:
         with stick() as source:
-            tell(source.folder / "install.log")
+            tell(source.folder / "install.log", level=logging.DEBUG)
             try:
                 install(source)
             except Refused as refusal:

@@ -6,6 +6,7 @@ import logging
 import shlex
 import subprocess
 import time
+from contextlib import suppress
 from pathlib import Path
 
 log = logging.getLogger("relay-disk")
@@ -64,11 +65,8 @@ class _Sink(logging.Handler):
         self.path = path
 
     def emit(self, record: logging.LogRecord) -> None:
-        try:
-            with self.path.open("ab", buffering=0) as file:
-                file.write(self.format(record).encode() + b"\r\n")
-        except OSError:
-            log.removeHandler(self)
+        with suppress(OSError), self.path.open("ab", buffering=0) as file:
+            file.write(self.format(record).encode() + b"\r\n")
 
 
 def consoles() -> list[Path]:
