@@ -1,0 +1,1 @@
+"""What decides about disks: every mixture of them, without touching one."""

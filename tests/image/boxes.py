@@ -1,0 +1,112 @@
+"""Machines that were installed from a stick, as sets of frozen disks with the board (TPM, firmware) they belong to."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.image.vm import VM, Disk, run
+
+# Small disks; a real box has the defaults.
+SIZES = "root = 4 GiB\nesp = 192 MiB\nlog = 256 MiB\n"
+NUC = (("nvme", "NVME1", "8G"),)
+SUPERMICRO = (*(("ssd", f"SSD{n}", "7G") for n in (1, 2)), *(("hdd", f"HDD{n}", "2G") for n in range(1, 5)))
+MARK = "Mustermann^Petra^4711"  # as if of a patient
+
+
+@dataclass(frozen=True)
+class Person:
+    """Somebody at the coordinating site, who has the key that decrypts recovery keys."""
+
+    identity: Path
+    recipient: str
+
+    @classmethod
+    def new(cls, folder: Path) -> Person:
+        """With a key pair of their own."""
+        run("age-keygen", "-o", folder / "identity")
+        return cls(folder / "identity", run("age-keygen", "-y", folder / "identity").strip())
+
+    def decrypt(self, file: Path) -> str:
+        """What was encrypted to them."""
+        return run("age", "--decrypt", "--identity", self.identity, file).strip()
+
+
+def disks(folder: Path, kinds) -> list[Disk]:
+    """New, blank disks."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return [Disk.blank(folder, *kind) for kind in kinds]
+
+
+class Stick:
+    """A stick of its own for a test, with words in its ``install.conf``."""
+
+    def __init__(self, image: Path, folder: Path, words: str, entry: str = "install") -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder, self.path = folder, folder / "stick.img"
+        run("cp", "--sparse=always", image, self.path)
+        self.say(words)
+        if entry != "install":
+            self.put(f"timeout 0\ndefault {entry}.conf\n", "loader/loader.conf")
+
+    def say(self, words: str) -> None:
+        """Change what it says."""
+        self.put(words, "relay/install.conf")
+
+    def put(self, text: str, path: str) -> None:
+        """Write a file to it, as people do with any computer."""
+        (self.folder / "file").write_text(text)
+        run("mcopy", "-o", "-i", f"{self.path}@@1M", self.folder / "file", f"::{path}")
+
+    def get(self, path: str) -> Path:
+        """A copy of a file of it."""
+        run("mcopy", "-o", "-n", "-i", f"{self.path}@@1M", f"::{path}", self.folder)
+        return self.folder / Path(path).name
+
+    @property
+    def disk(self) -> Disk:
+        """As the machine sees it."""
+        return Disk(self.path, "usb", "STICK")
+
+    @property
+    def recovery(self) -> Path:
+        """The recovery key that the installer left."""
+        names = run("mdir", "-b", "-i", f"{self.path}@@1M", "::relay/").split()
+        return self.get(next(name for name in names if "recovery-" in name).removeprefix("::"))
+
+
+def install(machine: VM) -> str:
+    """Start the installer and wait for its end: ``DONE``, ``REFUSED`` or ``FAILED``."""
+    with machine:
+        end = machine.wait_for("== DONE", "== REFUSED", "== FAILED", seconds=400)
+        if end == "== DONE":
+            machine.wait_off(60)
+        else:
+            machine.wait_for("stick again", seconds=20)
+    return end.removeprefix("== ")
+
+
+@dataclass(frozen=True)
+class Box:
+    """An installed box, switched off; every test starts a copy of its own."""
+
+    folder: Path
+    disks: tuple[Disk, ...]
+    stick: Stick
+
+    def copy(self, folder: Path, *, without: tuple[str, ...] = (), extra: tuple[Disk, ...] = (), board: bool = True,
+             **more) -> VM:
+        """The same box, disks as overlays; ``without`` some of them; another board (TPM) if not ``board``."""
+        folder.mkdir(parents=True, exist_ok=True)
+        if board:
+            shutil.copy(self.folder / "variables.fd", folder)
+            shutil.copytree(self.folder / "tpm", folder / "tpm")
+        own = [disk.overlay(folder) for disk in self.disks if disk.serial not in without]
+        return VM(folder, [*extra, *own], **more)
+
+
+def status(machine: VM, key: Path) -> dict:
+    """What relay-disk says of itself."""
+    return json.loads(machine.ssh("sudo relay-disk status --json", key=key, check=False).stdout)
