@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -16,8 +17,18 @@ FILES = PROJECT / "image/files"
 OUTPUT = PROJECT / "build/image"
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "relay-image"
 SUITE = "trixie"
-# Every date in the image: no clock may change a byte of it. 2026-01-01, after the newest firmware's idea of the past.
-EPOCH = 1767225600
+LOCK = PROJECT / "image/packages.lock"
+
+
+def epoch() -> int:
+    """The date of all that a build writes, in seconds since 1970: the day that the packages were locked."""
+    for line in LOCK.read_text().splitlines() if LOCK.exists() else ():
+        if line.startswith("date "):
+            return int(datetime.fromisoformat(f"{line.split()[1]}T00:00:00+00:00").timestamp())
+    return int(time.time()) // 86400 * 86400
+
+
+EPOCH = epoch()
 ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8", "TZ": "UTC", "HOME": "/root",
                "SOURCE_DATE_EPOCH": str(EPOCH)}
 

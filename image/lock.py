@@ -12,11 +12,11 @@ import subprocess
 import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from pathlib import Path
 
-from image.common import CACHE, ENVIRONMENT, PROJECT, SUITE, Failed, digest, mirrors, run
+from image.common import CACHE, ENVIRONMENT, LOCK, PROJECT, SUITE, Failed, digest, mirrors, run
 
-FILE = PROJECT / "image/packages.lock"
 DEBS = CACHE / "debs"
 KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 COMPONENTS = "main contrib non-free-firmware"
@@ -31,7 +31,8 @@ Description: stands for ours
 """
 HEAD = """\
 # What the image is made of. Written by: image/build --update-lock
-# A line: name, version, SHA-256 and where a Debian mirror has it.
+# A line: name, version, SHA-256 and where a Debian mirror has it. The date is that of every file that a build writes.
+date {date}
 """
 
 
@@ -53,20 +54,20 @@ class Package:
 def read() -> dict[str, list[Package]]:
     """The lists of the lock file."""
     lists: dict[str, list[Package]] = {}
-    for line in FILE.read_text().splitlines():
+    for line in LOCK.read_text().splitlines():
         if line.startswith("["):
             lists[line.strip("[]")] = []
-        elif line and not line.startswith("#"):
+        elif line and lists:
             lists[list(lists)[-1]].append(Package(*line.split()))
     return lists
 
 
 def write(lists: dict[str, list[Package]]) -> None:
     """Write the lock file."""
-    text = HEAD + "".join(
+    text = HEAD.format(date=datetime.now(timezone.utc).date()) + "".join(
         f"\n[{name}]\n" + "".join(f"{p.name} {p.version} {p.sha256} {p.path}\n" for p in packages)
         for name, packages in lists.items())
-    FILE.write_text(text)
+    LOCK.write_text(text)
 
 
 class Archive:

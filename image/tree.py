@@ -9,6 +9,8 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
+import yaml
+
 from image import lock
 from image.common import CACHE, ENVIRONMENT, FILES, PROJECT, Failed, run, tag
 
@@ -23,13 +25,11 @@ BOOT = ("linux-image-{kernel}", "zfsutils-linux", "zfs-zed", "mdadm", "systemd-s
 # What the stick is made with; in a tree of its own, so that the building machine's versions do not matter.
 TOOLS = ("linux-headers-{kernel}", "make", "gcc", "libc6-dev", "xz-utils", "kmod", "file", "systemd-ukify",
          "systemd-boot-tools", "systemd-boot-efi", "sbsigntool", "squashfs-tools", "mtools", "dosfstools", "fdisk",
-         "openssl", "efitools", "zfs-dkms")
+         "openssl", "efitools", "faketime", "zfs-dkms")
 
 
 def wanted() -> list[str]:
     """The names of the packages of a box."""
-    import yaml
-
     asked = [name for path in PROJECT.glob("roles/*/vars/main.yml")
              for key, names in yaml.safe_load(path.read_text()).items() if key.endswith("_packages") for name in names]
     return sorted({*BOOT, *asked})
@@ -46,9 +46,11 @@ def bootstrap(target: Path, packages: list[lock.Package], extra: Iterable[Path] 
         names = {p.name for p in packages} - {*without} | {deb.name.partition("_")[0] for deb in extra}
         (Path(scratch) / "tmp").mkdir()
         hooks = [f"--setup-hook=cp -r --no-preserve=ownership {shlex.quote(str(setup))}/. \"$1/\""] if setup else []
-        run("mmdebstrap", "--variant=apt", "--skip=output/mknod", "--aptopt=Apt::Install-Recommends \"false\"",
+        run("unshare", "--mount", "--propagation", "private", "mmdebstrap", "--variant=apt",
+            "--skip=output/mknod", "--aptopt=Apt::Install-Recommends \"false\"",
             *(f"--dpkgopt=path-exclude=/usr/share/{folder}/*" for folder in ("man", "doc", "locale", "info")),
-            "--dpkgopt=path-include=/usr/share/doc/*/copyright", *hooks, f"--include={','.join(sorted(names))}",
+            "--dpkgopt=path-include=/usr/share/doc/*/copyright", "--dpkgopt=force-confold", *hooks,
+            f"--include={','.join(sorted(names))}",
             lock.SUITE, target, f"deb [trusted=yes] copy:{mirror} ./", env=ENVIRONMENT | {"TMPDIR": f"{scratch}/tmp"})
 
 
@@ -65,8 +67,8 @@ def enter(tree: Path, script: str, binds: dict[Path, str] | None = None) -> str:
     for source, target in (binds or {}).items():
         mounts.append(f"mkdir -p {tree}{target} && mount --bind {shlex.quote(str(source))} {tree}{target}")
     inside = f"set -eu; {'; '.join(mounts)}; exec chroot {tree} /bin/sh -euc {shlex.quote(script)}"
-    return run("unshare", "--mount", "--pid", "--net", "--uts", "--fork", "--propagation", "private", "sh", "-c", inside,
-               env=ENVIRONMENT | {"SYSTEMD_OFFLINE": "1", "DEBIAN_FRONTEND": "noninteractive"})
+    return run("unshare", "--mount", "--pid", "--net", "--uts", "--fork", "--propagation", "private",
+               "sh", "-c", inside, env=ENVIRONMENT | {"SYSTEMD_OFFLINE": "1", "DEBIAN_FRONTEND": "noninteractive"})
 
 
 def kernel(packages: list[lock.Package]) -> str:

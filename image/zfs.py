@@ -8,9 +8,11 @@ import tempfile
 from pathlib import Path
 
 from image import tree
-from image.common import CACHE, EPOCH, run, tag
+from image.common import CACHE, run, tag
 from image.lock import Package
 
+# The module outlives many lock files: its dates are no image's.
+EPOCH = 1767225600
 CONTROL = """\
 Package: zfs-modules-{kernel}
 Version: {version}
@@ -38,7 +40,8 @@ def deb(locked: dict[str, list[Package]]) -> Path:
     tools = locked["tools"]
     kernel = tree.kernel(locked["tree"])
     source = next(p for p in tools if p.name == "zfs-dkms")
-    file = CACHE / "modules" / f"zfs-modules-{kernel}_{source.version}~{tag(tools)}_amd64.deb"
+    makes = [p for p in tools if p.name.startswith(("linux-headers", "linux-kbuild", "gcc-", "binutils", "zfs-dkms"))]
+    file = CACHE / "modules" / f"zfs-modules-{kernel}_{source.version}~{tag(makes)}_amd64.deb"
     if file.exists():
         return file
     file.parent.mkdir(parents=True, exist_ok=True)

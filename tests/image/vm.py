@@ -112,7 +112,7 @@ class VM:
             self.processes.append(subprocess.Popen(
                 ["swtpm", "socket", "--tpm2", "--ctrl", f"type=unixio,path={self.folder}/tpm.socket",
                  "--tpmstate", f"dir={state}", "--flags", "startup-clear"], stderr=subprocess.DEVNULL))
-            wait(lambda: (self.folder / "tpm.socket").exists(), 10, "swtpm")
+            wait((self.folder / "tpm.socket").exists, 10, "swtpm")
             words += ["-chardev", f"socket,id=tpm,path={self.folder}/tpm.socket",
                       "-tpmdev", "emulator,id=tpm0,chardev=tpm", "-device", "tpm-crb,tpmdev=tpm0"]
         return words
