@@ -84,7 +84,8 @@ class Archive:
             f"deb [signed-by={KEYRING}] {found[label]} {suite} {COMPONENTS}\n"
             for label, suite in suites if label in found))
         self.options = ("-o", f"Dir={folder}", "-o", f"Dir::State::status={folder}/var/lib/dpkg/status",
-                        "-o", "APT::Architecture=amd64", "-o", "APT::Install-Recommends=false", *proxy())
+                        "-o", "APT::Architecture=amd64", "-o", "APT::Install-Recommends=false",
+                        "-o", "Acquire::GzipIndexes=false", *proxy())  # unpacked, they are read in a tenth of the time
         run("apt-get", *self.options, "-qq", "update")
 
     def resolve(self, names: Iterable[str]) -> list[Package]:
