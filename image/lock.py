@@ -18,6 +18,7 @@ from pathlib import Path
 from image.common import CACHE, ENVIRONMENT, LOCK, PROJECT, SUITE, Failed, digest, mirrors, run
 
 DEBS = CACHE / "debs"
+OWN = "relay-agent"
 KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 COMPONENTS = "main contrib non-free-firmware"
 # The kernel module is a package of our own: to the resolver it is there already.
@@ -119,7 +120,7 @@ def proxy() -> list[str]:
 
 
 def wheels() -> list[Package]:
-    """The wheels that `make release` collected."""
+    """The wheels that `make release` collected: the agent's own, which this very checkout makes, and all it needs."""
     found = []
     for wheel in sorted((PROJECT / "build/wheels").glob("*.whl")):
         name, version = wheel.name.split("-")[:2]
@@ -134,16 +135,15 @@ def update(tree: Iterable[str], tools: Iterable[str]) -> None:
         kernel = archive.depends("linux-image-amd64").removeprefix("linux-image-")
         lists = {key: archive.resolve(name.format(kernel=kernel) for name in names)
                  for key, names in (("tree", tree), ("tools", tools))}
-    write(lists | {"wheels": wheels()})
+    write(lists | {"wheels": [p for p in wheels() if p.name != OWN]})
 
 
 def check_wheels(locked: list[Package]) -> None:
-    """Refuse wheels that are not those of the lock file. The agent's own is made from this very checkout."""
-    made = [p for p in wheels() if p.name != "relay-agent"]
-    other = sorted({p.path for p in {*made} ^ {p for p in locked if p.name != "relay-agent"}})
-    if other:
-        raise Failed("these wheels are not as image/packages.lock says (image/build --update-lock takes what is there "
-                     f"now): {', '.join(other)}")
+    """Refuse wheels that are not those of the lock file."""
+    made = {p for p in wheels() if p.name != OWN}
+    if other := sorted({p.path for p in made ^ {*locked}}):
+        raise Failed("these wheels are not as image/packages.lock says: " + ", ".join(other) + "\nEither fetch its "
+                     "versions into build/wheels, or lock what there is today: image/build --update-lock")
 
 
 def fetch(packages: list[Package]) -> None:

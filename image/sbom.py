@@ -8,7 +8,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from image.common import EPOCH
-from image.lock import Package
+from image.lock import Package, wheels
 
 
 def document(name: str, system: Path, locked: dict[str, list[Package]], modules: str) -> dict[str, object]:
@@ -24,7 +24,7 @@ def document(name: str, system: Path, locked: dict[str, list[Package]], modules:
                               f"pkg:deb/debian/{quote(fields['Package'])}@{quote(fields['Version'], safe='')}"
                               f"?arch={fields['Architecture']}&distro=trixie"))
     packages += [entry("wheel", p.name, p.version, p.sha256, "", f"pkg:pypi/{p.name}@{quote(p.version, safe='')}")
-                 for p in locked["wheels"]]
+                 for p in wheels()]
     return {
         "spdxVersion": "SPDX-2.3", "dataLicense": "CC0-1.0", "SPDXID": "SPDXRef-DOCUMENT", "name": name,
         "documentNamespace": f"https://spdx.org/spdxdocs/{quote(name)}",
