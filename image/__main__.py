@@ -36,8 +36,9 @@ def main() -> None:
         parser.exit(1, "image/build: mmdebstrap and chroot need root: sudo image/build ...\n")
     start = time.monotonic()
     try:
-        release()
         if asked.update_lock:
+            (PROJECT / "build/relay-agent.tar").unlink(missing_ok=True)
+            lock.release([])
             with step("asking the mirror"):
                 lock.update(tree.wanted(), tree.TOOLS)
         else:
@@ -45,13 +46,6 @@ def main() -> None:
             print(f"done in {time.monotonic() - start:.0f} s", file=sys.stderr)
     except Failed as failure:
         parser.exit(1, f"\nimage/build: {failure}\n")
-
-
-def release() -> None:
-    """The agent's release, which make builds when its sources have changed."""
-    done = subprocess.run(["make", "--silent", "-C", str(PROJECT), "release"], check=False)
-    if done.returncode:
-        raise Failed("make release failed; see above")
 
 
 def throw_away(name: str, *command: str | Path) -> Path:
@@ -72,7 +66,7 @@ def build(asked: argparse.Namespace) -> Path:
         for given, name in ((asked.key, "signer"), (asked.first_contact_key, "first-contact")))
     contact = contact if contact.suffix == ".pub" else contact.with_name(f"{contact.name}.pub")
     locked = lock.read()
-    lock.check_wheels(locked["wheels"])
+    lock.release(locked["wheels"])
     if asked.debs:
         lock.adopt(asked.debs, locked["tree"] + locked["tools"])
     with step("tools"):
@@ -80,13 +74,13 @@ def build(asked: argparse.Namespace) -> Path:
     with step("ZFS kernel module"):
         modules = zfs.deb(locked)
     with step("Debian"):
-        base = tree.base(locked, modules)
+        base = tree.base(locked)
     work = asked.output / "work"
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
     try:
         with step("roles"):
-            system.set_up(base, work / "system", asked.inventory, asked.version)
+            system.set_up(base, modules, work / "system", asked.inventory, asked.version)
             system.seal(work / "system", tools, keys)
         kernel = tree.kernel(locked["tree"])
         with step("UKIs"):

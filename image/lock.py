@@ -138,12 +138,23 @@ def update(tree: Iterable[str], tools: Iterable[str]) -> None:
     write(lists | {"wheels": [p for p in wheels() if p.name != OWN]})
 
 
-def check_wheels(locked: list[Package]) -> None:
-    """Refuse wheels that are not those of the lock file."""
-    made = {p for p in wheels() if p.name != OWN}
-    if other := sorted({p.path for p in made ^ {*locked}}):
-        raise Failed("these wheels are not as image/packages.lock says: " + ", ".join(other) + "\nEither fetch its "
-                     "versions into build/wheels, or lock what there is today: image/build --update-lock")
+def release(locked: list[Package]) -> None:
+    """Have `make release` made with the locked wheels; with none, with those of today.
+
+    Raises Failed if the package index does not have them any more.
+    """
+    constraints = PROJECT / "build/constraints.txt"
+    constraints.parent.mkdir(exist_ok=True)
+    constraints.write_text("".join(f"{p.name}=={p.version}\n" for p in locked))
+    if {*locked} - {*wheels()}:
+        (PROJECT / "build/relay-agent.tar").unlink(missing_ok=True)
+    done = subprocess.run(["make", "--silent", "-C", PROJECT, "release"], check=False,
+                          env=os.environ | {"PIP_CONSTRAINT": str(constraints)})
+    if done.returncode:
+        raise Failed("make release failed; see above")
+    if locked and (other := sorted({p.path for p in {p for p in wheels() if p.name != OWN} ^ {*locked}})):
+        raise Failed(f"these wheels are not as image/packages.lock says: {', '.join(other)}\nLock what the package "
+                     "index has today: image/build --update-lock")
 
 
 def fetch(packages: list[Package]) -> None:

@@ -37,11 +37,13 @@ mksquashfs /system /work/root.squashfs -comp zstd -Xcompression-level {level} -b
 """
 
 
-def set_up(base: Path, folder: Path, fleet: Path, version: str) -> None:
-    """Unpack the base tree into the folder and play playbooks/image.yml inside."""
+def set_up(base: Path, modules: Path, folder: Path, fleet: Path, version: str) -> None:
+    """Unpack the base tree into the folder, install the kernel module and play playbooks/image.yml inside."""
     folder.mkdir(parents=True)
     run("tar", "--extract", "--file", base, "--directory", folder, "--numeric-owner", "--xattrs",
         "--xattrs-include=*", "--preserve-permissions")
+    tree.enter(folder, f"dpkg --install /run/modules/{modules.name}\ndpkg --purge zfs-modules-later",
+               {modules.parent: "/run/modules"})
     play(folder, fleet, "--inventory box, --connection local playbooks/image.yml", {})
     (folder / "etc/relay-release").write_text(f"{version}\n")
 

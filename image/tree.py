@@ -12,7 +12,7 @@ from pathlib import Path
 import yaml
 
 from image import lock
-from image.common import CACHE, ENVIRONMENT, FILES, PROJECT, Failed, run, tag
+from image.common import CACHE, ENVIRONMENT, FILES, PROJECT, run, tag
 
 # What a machine needs to start and to be set up; everything else is asked for by the roles. Firmware: microcode of
 # both makers, network adapters of small and of server boards. Intel's own adapters and all disks need none.
@@ -26,6 +26,14 @@ BOOT = ("linux-image-{kernel}", "zfsutils-linux", "zfs-zed", "mdadm", "systemd-s
 TOOLS = ("linux-headers-{kernel}", "make", "gcc", "libc6-dev", "xz-utils", "kmod", "file", "systemd-ukify",
          "systemd-boot-tools", "systemd-boot-efi", "sbsigntool", "squashfs-tools", "mtools", "dosfstools", "fdisk",
          "openssl", "efitools", "faketime", "zfs-dkms")
+CLAIM = """\
+Package: zfs-modules-later
+Version: 1
+Architecture: all
+Maintainer: relay image builder <root@localhost>
+Provides: zfs-modules
+Description: stands for the ZFS kernel module until that is installed
+"""
 
 
 def wanted() -> list[str]:
@@ -92,18 +100,21 @@ def tools(locked: dict[str, list[lock.Package]]) -> Path:
     return folder
 
 
-def base(locked: dict[str, list[lock.Package]], modules: Path) -> Path:
-    """A tar of the box's packages as Debian installs them; made once for each state of the lock file."""
+def base(locked: dict[str, list[lock.Package]]) -> Path:
+    """A tar of the box's packages as Debian installs them; made once for each state of the lock file.
+
+    In the place of the kernel module, which takes long to build and comes later, is a package that only claims to be it.
+    """
     setup = FILES / "setup"
     files = {str(f.relative_to(setup)): f.read_bytes() for f in sorted(setup.rglob("*")) if f.is_file()}
-    tar = CACHE / f"base-{tag(locked['tree'], modules.name, files)}.tar"
+    tar = CACHE / f"base-{tag(locked['tree'], files)}.tar"
     if not tar.exists():
-        partial = CACHE / f".base-{os.getpid()}.tar"
-        try:
-            bootstrap(partial, locked["tree"], [modules], setup)
-            if not partial.exists():
-                raise Failed("mmdebstrap wrote nothing")
+        with tempfile.TemporaryDirectory(dir=CACHE) as scratch:
+            partial = Path(scratch) / "base.tar"
+            claim = Path(scratch) / "claim/DEBIAN/control"
+            claim.parent.mkdir(parents=True)
+            claim.write_text(CLAIM)
+            run("dpkg-deb", "--build", "--root-owner-group", claim.parents[1], f"{scratch}/zfs-modules-later_1_all.deb")
+            bootstrap(partial, locked["tree"], [Path(scratch) / "zfs-modules-later_1_all.deb"], setup)
             partial.rename(tar)
-        finally:
-            partial.unlink(missing_ok=True)
     return tar

@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 
 from image import tree
-from image.common import CACHE, run, tag
+from image.common import CACHE, ENVIRONMENT, run, tag
 from image.lock import Package
 
 # The module outlives many lock files: its dates are no image's.
@@ -25,6 +25,7 @@ Description: ZFS for Linux {kernel}
 """
 # As Debian's dkms.conf builds it. -fdebug-prefix-map is not needed: the tree's path is the same in every chroot.
 BUILD = """\
+export SOURCE_DATE_EPOCH={epoch}
 cp -r /usr/src/zfs-* /build/zfs && cd /build/zfs
 ./configure --quiet --disable-dependency-tracking --prefix=/usr --with-config=kernel \
     --with-linux=/usr/src/linux-headers-{common} --with-linux-obj=/usr/src/linux-headers-{kernel} > /build/log 2>&1 \
@@ -51,19 +52,24 @@ def deb(locked: dict[str, list[Package]]) -> Path:
         common = kernel.replace("-amd64", "-common")
         tree.enter(tree.tools(locked), BUILD.format(kernel=kernel, common=common, jobs=os.cpu_count(), epoch=EPOCH),
                    {work: "/build"})
-        root = Path(scratch) / "root"
-        modules = root / f"usr/lib/modules/{kernel}/extra"
-        (root / "DEBIAN").mkdir(parents=True)
-        modules.mkdir(parents=True)
-        for name in ("spl.ko", "zfs.ko"):
-            shutil.copy(work / name, modules)
-        (root / "DEBIAN/control").write_text(CONTROL.format(kernel=kernel, version=source.version))
-        script = root / "DEBIAN/postinst"
-        script.write_text(f"#!/bin/sh\nset -e\ndepmod {kernel}\n")
-        script.chmod(0o755)
-        for path in (root, *root.rglob("*")):
-            path.chmod(0o755 if path.is_dir() or path == script else 0o644)
-            os.utime(path, (EPOCH, EPOCH))
-        run("dpkg-deb", "--build", "--root-owner-group", "-Zxz", root, scratch)
-        next(Path(scratch).glob("*.deb")).rename(file)
+        pack(work, Path(scratch), kernel, source.version).rename(file)
     return file
+
+
+def pack(built: Path, scratch: Path, kernel: str, version: str) -> Path:
+    """Make a package of the modules in the folder ``built``."""
+    root = scratch / "root"
+    modules = root / f"usr/lib/modules/{kernel}/extra"
+    (root / "DEBIAN").mkdir(parents=True)
+    modules.mkdir(parents=True)
+    for name in ("spl.ko", "zfs.ko"):
+        shutil.copy(built / name, modules)
+    (root / "DEBIAN/control").write_text(CONTROL.format(kernel=kernel, version=version))
+    script = root / "DEBIAN/postinst"
+    script.write_text(f"#!/bin/sh\nset -e\ndepmod {kernel}\n")
+    for path in (root, *root.rglob("*")):
+        path.chmod(0o755 if path.is_dir() or path == script else 0o644)
+        os.utime(path, (EPOCH, EPOCH))
+    run("dpkg-deb", "--build", "--root-owner-group", "-Zxz", root, scratch,
+        env=ENVIRONMENT | {"SOURCE_DATE_EPOCH": str(EPOCH)})
+    return next(scratch.glob("*.deb"))
