@@ -42,7 +42,7 @@ def set_up(base: Path, modules: Path, folder: Path, fleet: Path, version: str) -
     folder.mkdir(parents=True)
     run("tar", "--extract", "--file", base, "--directory", folder, "--numeric-owner", "--xattrs",
         "--xattrs-include=*", "--preserve-permissions")
-    tree.enter(folder, f"dpkg --install /run/modules/{modules.name}\ndpkg --purge zfs-modules-later",
+    tree.enter(folder, f"dpkg --install /run/modules/{modules.name}\ndpkg --purge zfs-modules-stub",
                {modules.parent: "/run/modules"})
     play(folder, fleet, "--inventory box, --connection local playbooks/image.yml", {})
     (folder / "etc/relay-release").write_text(f"{version}\n")

@@ -27,7 +27,7 @@ TOOLS = ("linux-headers-{kernel}", "make", "gcc", "libc6-dev", "xz-utils", "kmod
          "systemd-boot-tools", "systemd-boot-efi", "sbsigntool", "squashfs-tools", "mtools", "dosfstools", "fdisk",
          "openssl", "efitools", "faketime", "zfs-dkms")
 CLAIM = """\
-Package: zfs-modules-later
+Package: zfs-modules-stub
 Version: 1
 Architecture: all
 Maintainer: relay image builder <root@localhost>
@@ -103,7 +103,7 @@ def tools(locked: dict[str, list[lock.Package]]) -> Path:
 def base(locked: dict[str, list[lock.Package]]) -> Path:
     """A tar of the box's packages as Debian installs them; made once for each state of the lock file.
 
-    In the place of the kernel module, which takes long to build and comes later, is a package that only claims to be it.
+    The kernel module takes long to build and comes later: in its place is a package that only claims to be it.
     """
     setup = FILES / "setup"
     files = {str(f.relative_to(setup)): f.read_bytes() for f in sorted(setup.rglob("*")) if f.is_file()}
@@ -114,7 +114,7 @@ def base(locked: dict[str, list[lock.Package]]) -> Path:
             claim = Path(scratch) / "claim/DEBIAN/control"
             claim.parent.mkdir(parents=True)
             claim.write_text(CLAIM)
-            run("dpkg-deb", "--build", "--root-owner-group", claim.parents[1], f"{scratch}/zfs-modules-later_1_all.deb")
-            bootstrap(partial, locked["tree"], [Path(scratch) / "zfs-modules-later_1_all.deb"], setup)
+            run("dpkg-deb", "--build", "--root-owner-group", claim.parents[1], f"{scratch}/zfs-modules-stub_1_all.deb")
+            bootstrap(partial, locked["tree"], [Path(scratch) / "zfs-modules-stub_1_all.deb"], setup)
             partial.rename(tar)
     return tar
