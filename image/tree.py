@@ -73,7 +73,8 @@ def enter(tree: Path, script: str, binds: dict[Path, str] | None = None) -> str:
         mounts.append(f"touch {tree}/dev/{device} && mount --bind /dev/{device} {tree}/dev/{device}")
     mounts.append(f"mkdir {tree}/dev/shm {tree}/run/lock && ln -s /proc/self/fd {tree}/dev/fd")
     for source, target in (binds or {}).items():
-        mounts.append(f"mkdir -p {tree}{target} && mount --bind {shlex.quote(str(source))} {tree}{target}")
+        make = "mkdir -p" if source.is_dir() else "touch"
+        mounts.append(f"{make} {tree}{target} && mount --bind {shlex.quote(str(source))} {tree}{target}")
     inside = f"set -eu; {'; '.join(mounts)}; exec chroot {tree} /bin/sh -euc {shlex.quote(script)}"
     return run("unshare", "--mount", "--pid", "--net", "--uts", "--fork", "--propagation", "private",
                "sh", "-c", inside, env=ENVIRONMENT | {"SYSTEMD_OFFLINE": "1", "DEBIAN_FRONTEND": "noninteractive"})
@@ -94,7 +95,8 @@ def tools(locked: dict[str, list[lock.Package]]) -> Path:
             bootstrap(partial, packages, without=["zfs-dkms"])
             source = next(p for p in packages if p.name == "zfs-dkms")
             run("dpkg-deb", "--extract", source.cached, partial)  # installing it would start building at once
-            partial.rename(folder)
+            if not folder.exists():  # another checkout may have been at it as well
+                partial.rename(folder)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
     return folder
