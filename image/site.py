@@ -47,11 +47,12 @@ def parts(site: str | None, fleet: Path, work: Path, contact: Path) -> dict[str,
         if site:
             with step(f"roles of {box}"):
                 system.site_part(work / "system", work / "box", fleet, box, target)
-        with tarfile.open(target, "a" if site else "w", format=tarfile.PAX_FORMAT) as tar:
-            key = contact.read_bytes()
-            member = tarfile.TarInfo("etc/ssh/authorized_keys.d/first-contact")
-            member.size, member.mtime, member.mode = len(key), EPOCH, 0o644
-            tar.addfile(member, io.BytesIO(key))
+        else:
+            with tarfile.open(target, "w", format=tarfile.PAX_FORMAT) as tar:
+                key = contact.read_bytes()
+                member = tarfile.TarInfo("etc/ssh/authorized_keys.d/first-contact")
+                member.size, member.mtime, member.mode = len(key), EPOCH, 0o644
+                tar.addfile(member, io.BytesIO(key))
         found[f"relay/site/{box}.tar"] = target.read_bytes()
         found[f"relay/site/{box}.json"] = (json.dumps({"box": box, "profile": profile}) + "\n").encode()
     return found

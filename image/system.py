@@ -27,7 +27,7 @@ for module in /system/usr/lib/modules/*/extra/*.ko; do
 done
 """
 # Of this build or of this machine, not of the box: identities, logs, lists, caches, what dpkg and debconf had before.
-SEALED = ("etc/ssh/ssh_host_*", "etc/apt/sources.list", "etc/apt/sources.list.d/0000*", "etc/resolv.conf",
+SEALED = ("etc/ssh/ssh_host_*", "etc/apt/sources.list", "etc/apt/sources.list.d/0000*",
           "var/lib/apt/lists/*", "var/cache/apt/*", "var/cache/apt/archives/*.deb", "var/cache/ldconfig/*",
           "var/cache/debconf/*-old", "var/lib/dpkg/*-old", "var/log/*.log", "var/log/apt/*", "var/lib/dbus/machine-id",
           "var/lib/systemd/random-seed", "root/.ansible", "root/.cache", "etc/apt/apt.conf.d/99mmdebstrap")
@@ -42,6 +42,10 @@ def set_up(base: Path, modules: Path, folder: Path, fleet: Path, version: str) -
     folder.mkdir(parents=True)
     run("tar", "--extract", "--file", base, "--directory", folder, "--numeric-owner", "--xattrs",
         "--xattrs-include=*", "--preserve-permissions")
+    # mmdebstrap takes these from the machine that it runs on.
+    (folder / "etc/hostname").write_text("relay\n")
+    (folder / "etc/hosts").write_text("127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n")
+    (folder / "etc/resolv.conf").write_text("")
     tree.enter(folder, f"dpkg --install /run/modules/{modules.name}\ndpkg --purge zfs-modules-stub",
                {modules.parent: "/run/modules"})
     play(folder, fleet, "--inventory box, --connection local playbooks/image.yml", {})
@@ -71,7 +75,6 @@ def seal(folder: Path, tools: Path, keys: Path) -> None:
         for path in folder.glob(pattern):
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
     (folder / "etc/machine-id").write_text("")
-    (folder / "etc/resolv.conf").symlink_to("../run/systemd/resolve/stub-resolv.conf")
     tree.enter(tools, SIGN, {folder: "/system", keys: "/keys"})
     clamp(folder)
 
@@ -94,7 +97,7 @@ def squash(tools: Path, folder: Path, work: Path, level: int) -> None:
 def site_part(sealed: Path, folder: Path, fleet: Path, box: str, target: Path) -> None:
     """Play playbooks/site.yml for a box on a copy of the sealed tree and write a tar of what it made and changed.
 
-    Raises Failed if a secret would be in it.
+    Raises Failed if a secret would be in it, or if something would be missing from the tree.
     """
     shutil.rmtree(folder, ignore_errors=True)
     run("cp", "--archive", "--reflink=auto", sealed, folder)
@@ -107,6 +110,8 @@ def site_part(sealed: Path, folder: Path, fleet: Path, box: str, target: Path) -
     clamp(folder)
     changed = sorted(name for name, what in after.items() if before.get(name) != what)
     gone = sorted(name for name in before if name not in after)
+    if gone:
+        raise Failed(f"a role takes away what the image has, which a tar cannot: {', '.join(gone)}")
     secret = [n for n in changed if (folder / n).is_file() and SECRET.encode() in (folder / n).read_bytes()]
     if secret:
         raise Failed(f"a role would put a secret on the stick, in {', '.join(secret)}; it must not do that where "
@@ -114,7 +119,6 @@ def site_part(sealed: Path, folder: Path, fleet: Path, box: str, target: Path) -
     with tarfile.open(target, "w", format=tarfile.PAX_FORMAT) as tar:
         for name in changed:
             tar.add(folder / name, name, recursive=False)
-    target.with_suffix(".gone").write_text("".join(f"{name}\n" for name in gone))
     shutil.rmtree(folder)
 
 
