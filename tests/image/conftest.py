@@ -19,6 +19,13 @@ def build(output, *words, project=PROJECT, cache=CACHE):
     return output
 
 
+def pytest_collection_modifyitems(items):
+    """One worker for all of them: they share one stick, and machines take a processor each."""
+    for item in items:
+        if item.path.parent == Path(__file__).parent:
+            item.add_marker(pytest.mark.xdist_group("image"))
+
+
 @pytest.fixture(scope="session")
 def fast(tmp_path_factory):
     """A stick for tests: throw-away keys, compressed little."""

@@ -4,18 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from tests.image.vm import VM, stick
-
-FIRST = "first-contact"
+from tests.image.vm import VM, stick, wait
 
 
 def test_old_machine_is_refused_with_words(fast, tmp_path):
     with VM(tmp_path, [stick(fast, tmp_path)], firmware="legacy", tpm=False, memory=256) as vm:
-        for _ in range(100):
-            if "UEFI" in vm.screen():
-                break
-            __import__("time").sleep(0.2)
-        assert "This stick starts machines with UEFI only." in vm.screen()
+        wait(lambda: "This stick starts machines with UEFI only." in vm.screen(), 60, vm.screen)
 
 
 def test_starts_the_installer(fast, tmp_path):

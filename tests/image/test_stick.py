@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+import tarfile
 
 import pytest
 
@@ -81,6 +82,25 @@ def test_size(tmp_path):
     """As it is shipped: below 700 MB."""
     image = build(tmp_path, "--version", "size") / "relay-any-size.img"
     assert image.stat().st_size < 700e6
+
+
+@pytest.mark.full
+@pytest.mark.timeout(1800)
+def test_site(tmp_path):
+    """Settings for each of its boxes, complete but for the credentials."""
+    build(tmp_path, "--fast", "--site", "site_example", "--version", "x")
+    image = tmp_path / "relay-site_example-x.img"
+    start = json.loads(run("sfdisk", "--json", image))["partitiontable"]["partitions"][0]["start"] * 512
+    for box, profile in (("relay-0001", "nuc"), ("relay-0002", "supermicro")):
+        run("mcopy", "-i", f"{image}@@{start}", f"::/relay/site/{box}.tar", f"::/relay/site/{box}.json", tmp_path)
+        assert json.loads((tmp_path / f"{box}.json").read_text()) == {"box": box, "profile": profile}
+        with tarfile.open(tmp_path / f"{box}.tar") as tar:
+            files = {member.name: member for member in tar if member.isfile()}
+            assert tar.extractfile("etc/hostname").read().decode().strip() == box
+            assert b"central" in tar.extractfile("etc/relay-agent/config.toml").read()
+        assert "etc/ssh/authorized_keys.d/anna" in files
+        assert "etc/systemd/network/10-uplink.network" in files
+        assert not [name for name in files if re.search("ssh_host_|machine-id|credentials/|postfix/password", name)]
 
 
 def test_unknown_site_is_refused(tmp_path):
