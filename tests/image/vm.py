@@ -76,7 +76,8 @@ class VM:
     def start(self) -> VM:
         """Press the power button."""
         assert not self.running, "it runs"
-        self.serial.unlink(missing_ok=True)
+        for left in (self.serial, self.folder / "qmp.socket"):
+            left.unlink(missing_ok=True)
         self.serial.touch()
         self.read_from = 0
         command = ["qemu-system-x86_64", "-machine", f"q35,smm={'on' if self.firmware == 'secure' else 'off'}",
@@ -89,6 +90,8 @@ class VM:
                    *self.board(), *self.drives(), *self.nic()]
         with (self.folder / "qemu.log").open("wb") as log:
             self.processes.append(subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL))
+        wait(lambda: (self.folder / "qmp.socket").exists() or not self.running, 60, "QEMU")
+        assert self.running, self.complaint()
         return self
 
     def board(self) -> list[str]:
