@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -15,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 FIRMWARE = Path("/usr/share/OVMF")
-KVM = os.access("/dev/kvm", os.R_OK | os.W_OK)
+# Without these flags /dev/kvm is there for another kind of virtual machine, and OVMF does not start in it.
+KVM = os.access("/dev/kvm", os.R_OK | os.W_OK) and bool(re.search(r"\b(vmx|svm)\b", Path("/proc/cpuinfo").read_text()))
 PATIENCE = 1 if KVM else 4  # what waiting times are multiplied with
 GUEST = "10.0.2.15"  # QEMU's own addresses: the guest, and this machine as the guest sees it
 HOST = "10.0.2.2"
@@ -81,7 +83,7 @@ class VM:
         self.serial.touch()
         self.read_from = 0
         command = ["qemu-system-x86_64", "-machine", f"q35,smm={'on' if self.firmware == 'secure' else 'off'}",
-                   *(("-accel", "kvm", "-cpu", "host") if KVM else ("-accel", "tcg,thread=multi", "-cpu", "max")),
+                   *(("-accel", "kvm", "-cpu", "host,-arch-capabilities") if KVM else ("-accel", "tcg,thread=multi", "-cpu", "max")),
                    "-smp", "2", "-m", str(self.memory), "-nodefaults", "-display", "none", "-vga", "std",
                    "-no-user-config", "-device", "virtio-rng-pci",
                    "-chardev", f"socket,id=serial,path={self.folder}/serial.socket,server=on,wait=off,"
