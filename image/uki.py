@@ -9,9 +9,8 @@ from pathlib import Path
 from image import tree
 from image.common import EPOCH
 
-# The screen, and the first two serial ports: boards with IPMI show one of them over the network. The last one is
-# where init writes; systemd opens a log-in at each.
-CONSOLES = "console=ttyS1,115200n8 console=tty0 console=ttyS0,115200n8"
+# The screen and the first serial port; a kernel has one serial console at most. Init writes to the last one.
+CONSOLES = "console=tty0 console=ttyS0,115200n8"
 STICK = "root=PARTLABEL=relay-image rootfstype=squashfs ro relay.live"
 COMMAND_LINES = {
     "box": f"root=LABEL=relay-root rw {CONSOLES}",

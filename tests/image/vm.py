@@ -61,9 +61,9 @@ def stick(image: Path, folder: Path) -> Disk:
 class VM:
     """One machine. Its folder keeps what belongs to the board (firmware variables, TPM) over all of its starts."""
 
-    def __init__(self, folder: Path, disks: list[Disk], *, memory: int = 2048, firmware: str = "plain",
+    def __init__(self, folder: Path, disks: list[Disk], *, memory: int = 2048, firmware: str = "uefi",
                  tpm: bool = True, network: bool = True, forwards: dict[str, int] | None = None) -> None:
-        """``firmware``: ``plain`` UEFI, ``secure`` (can do Secure Boot, delivered in setup mode), ``legacy`` BIOS.
+        """``firmware``: ``uefi`` (in setup mode: it takes the keys of the first stick it starts), or ``legacy`` BIOS.
 
         ``forwards`` are ports of the guest by name, reached at ``port(name)``; ssh always is.
         """
@@ -82,8 +82,8 @@ class VM:
             left.unlink(missing_ok=True)
         self.serial.touch()
         self.read_from = 0
-        command = ["qemu-system-x86_64", "-machine", f"q35,smm={'on' if self.firmware == 'secure' else 'off'}",
-                   *(("-accel", "kvm", "-cpu", "host,-arch-capabilities") if KVM else ("-accel", "tcg,thread=multi", "-cpu", "max")),
+        command = ["qemu-system-x86_64", "-machine", "q35",
+                   *(("-accel", "kvm", "-cpu", "host") if KVM else ("-accel", "tcg,thread=multi", "-cpu", "max")),
                    "-smp", "2", "-m", str(self.memory), "-nodefaults", "-display", "none", "-vga", "std",
                    "-no-user-config", "-device", "virtio-rng-pci",
                    "-chardev", f"socket,id=serial,path={self.folder}/serial.socket,server=on,wait=off,"
@@ -103,11 +103,8 @@ class VM:
             variables = self.folder / "variables.fd"
             if not variables.exists():
                 shutil.copy(FIRMWARE / "OVMF_VARS_4M.fd", variables)
-            code = FIRMWARE / ("OVMF_CODE_4M.secboot.fd" if self.firmware == "secure" else "OVMF_CODE_4M.fd")
-            words += ["-drive", f"if=pflash,format=raw,unit=0,readonly=on,file={code}",
+            words += ["-drive", f"if=pflash,format=raw,unit=0,readonly=on,file={FIRMWARE / 'OVMF_CODE_4M.fd'}",
                       "-drive", f"if=pflash,format=raw,unit=1,file={variables}"]
-        if self.firmware == "secure":
-            words += ["-global", "driver=cfi.pflash01,property=secure,value=on"]
         if self.tpm:
             state = self.folder / "tpm"
             if not state.exists():
