@@ -26,11 +26,19 @@ unit: $(VENV)/test
 
 test: $(VENV)/test peers check ## All that proves the product, with real peers: about twelve minutes
 	$(BIN)/python -m pytest $(UNIT) -m slow -n auto
-	$(BIN)/python -m pytest tests $(UNIT:%=--ignore=%) -n 5 --dist loadgroup
+	$(BIN)/python -m pytest tests $(UNIT:%=--ignore=%) -m "not full" -n 5 --dist loadgroup
 
 test-box: $(VENV)/test release ## Set up boxes in a lab on this machine and look at them: as root, with systemd-nspawn
 	@sh molecule/lab/install
 	PATH=$(CURDIR)/$(BIN):$$PATH molecule test --all
+
+image: ## Build a stick for tests (docs/image.md tells how to build one that is shipped): as root
+	@sh image/install
+	@image/build
+
+test-image: $(VENV)/test ## All tests of the stick, in machines of QEMU: as root
+	@sh image/install test
+	$(BIN)/python -m pytest tests/image
 
 docs: $(VENV)/test ## Write docs/variables.md anew from the roles' argument specs
 	$(BIN)/python -m tests.repo.variables > docs/variables.md
@@ -85,4 +93,4 @@ $(VENV)/test: pyproject.toml | $(VENV)/ready
 
 FORCE:
 
-.PHONY: help demo check lint unit test test-box docs bench peers release bundle clean FORCE
+.PHONY: help demo check lint unit test test-box image test-image docs bench peers release bundle clean FORCE

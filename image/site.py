@@ -1,0 +1,58 @@
+"""What a stick adds to the system for its site: a tar for each of the site's boxes, which the installer unpacks."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import yaml
+
+from image import system
+from image.common import EPOCH, Failed, step
+
+PROFILES = ("nuc", "supermicro")
+
+
+def boxes(fleet: Path, site: str) -> dict[str, str]:
+    """The boxes of a site and the profile of each, from the inventory's groups."""
+    groups: dict[str, set[str]] = {}
+
+    def walk(name: str, group: dict[str, object] | None) -> set[str]:
+        content = group or {}
+        hosts = set(content.get("hosts") or ())  # type: ignore[attr-defined]
+        for child, below in (content.get("children") or {}).items():  # type: ignore[attr-defined]
+            hosts |= walk(child, below)
+        groups[name] = groups.get(name, set()) | hosts
+        return hosts
+
+    for file in sorted(fleet.glob("*.yml")):
+        for name, group in yaml.safe_load(file.read_text()).items():
+            walk(name, group)
+    if not groups.get(site):
+        known = ", ".join(sorted(g for g in groups if g.startswith("site_")))
+        raise Failed(f"{fleet} has no boxes in a group {site}; it has the sites {known}")
+    found = {box: next((p for p in PROFILES if box in groups.get(p, ())), "") for box in sorted(groups[site])}
+    if lost := [box for box, profile in found.items() if not profile]:
+        raise Failed(f"{', '.join(lost)}: in none of the groups {', '.join(PROFILES)}; say which hardware it is")
+    return found
+
+
+def parts(site: str | None, fleet: Path, work: Path, contact: Path) -> dict[str, bytes]:
+    """Files for the stick: ``relay/site/<box>.tar`` and ``.json``; without a site, those of the box ``any``."""
+    found: dict[str, bytes] = {}
+    for box, profile in (boxes(fleet, site) if site else {"any": ""}).items():
+        target = work / f"{box}.tar"
+        if site:
+            with step(f"roles of {box}"):
+                system.site_part(work / "system", work / "box", fleet, box, target)
+        else:
+            with tarfile.open(target, "w", format=tarfile.PAX_FORMAT) as tar:
+                key = contact.read_bytes()
+                member = tarfile.TarInfo("etc/ssh/authorized_keys.d/first-contact")
+                member.size, member.mtime, member.mode = len(key), EPOCH, 0o644
+                tar.addfile(member, io.BytesIO(key))
+        found[f"relay/site/{box}.tar"] = target.read_bytes()
+        found[f"relay/site/{box}.json"] = (json.dumps({"box": box, "profile": profile}) + "\n").encode()
+    return found

@@ -1,0 +1,41 @@
+"""The UKIs: kernel, initrd and command line in one signed EFI program each."""
+
+from __future__ import annotations
+
+import shutil
+from datetime import datetime, timezone
+from pathlib import Path
+
+from image import tree
+from image.common import EPOCH
+
+# The screen and the first serial port; a kernel has one serial console at most. Init writes to the last one.
+CONSOLES = "console=tty0 console=ttyS0,115200n8"
+STICK = "root=PARTLABEL=relay-image rootfstype=squashfs ro relay.live"
+COMMAND_LINES = {
+    "box": f"root=LABEL=relay-root rw {CONSOLES}",
+    "install": f"{STICK} relay.install {CONSOLES}",
+    "rescue": f"{STICK} relay.rescue {CONSOLES}",
+}
+BUILD = """\
+for name in {names}; do
+    ukify build --linux=/work/vmlinuz --initrd=/work/initrd --os-release=@/work/os-release --uname={kernel} \
+        --cmdline=@/work/$name.cmdline --output=/work/$name.unsigned
+    {sign} --output /work/$name.efi /work/$name.unsigned
+done
+{sign} --output /work/systemd-boot.efi /usr/lib/systemd/boot/efi/systemd-bootx64.efi
+"""
+# sbsign puts the time into its signature, and only by force the one that all else has.
+SIGN = "faketime -f {epoch} sbsign --key /keys/db.key --cert /keys/db.crt"
+
+
+def make(tools: Path, system: Path, kernel: str, keys: Path, work: Path) -> None:
+    """Write ``box.efi``, ``install.efi``, ``rescue.efi`` and ``systemd-boot.efi`` into the work folder, signed."""
+    shutil.copy(system / f"boot/vmlinuz-{kernel}", work / "vmlinuz")
+    shutil.copy(system / f"boot/initrd.img-{kernel}", work / "initrd")
+    shutil.copy(system / "usr/lib/os-release", work / "os-release")
+    for name, words in COMMAND_LINES.items():
+        (work / f"{name}.cmdline").write_text(words)
+    moment = datetime.fromtimestamp(EPOCH, timezone.utc).strftime("'%Y-%m-%d %H:%M:%S'")
+    tree.enter(tools, BUILD.format(names=" ".join(COMMAND_LINES), kernel=kernel, sign=SIGN.format(epoch=moment)),
+               {work: "/work", keys: "/keys"})

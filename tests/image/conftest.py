@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from image.common import CACHE
+
+PROJECT = Path(__file__).resolve().parents[2]
+
+
+def build(output, *words, project=PROJECT, cache=CACHE):
+    """Build a stick; the folder it is in."""
+    done = subprocess.run([project / "image/build", "--output", output, *words], check=False, text=True,
+                          capture_output=True, env=os.environ | {"XDG_CACHE_HOME": str(cache.parent)})
+    assert done.returncode == 0, done.stderr
+    return output
+
+
+def pytest_collection_modifyitems(items):
+    """One worker for all of them: they share one stick, and machines take a processor each."""
+    for item in items:
+        if item.path.parent == Path(__file__).parent:
+            item.add_marker(pytest.mark.xdist_group("image"))
+
+
+@pytest.fixture(scope="session")
+def fast(tmp_path_factory):
+    """A stick for tests: throw-away keys, compressed little."""
+    if os.geteuid():
+        pytest.skip("building an image needs root")
+    return build(tmp_path_factory.mktemp("fast"), "--fast") / "relay-any-test.img"
+
+
+@pytest.fixture(scope="session")
+def keys(fast):
+    """The throw-away keys that it was made with."""
+    return CACHE / "throw-away"
