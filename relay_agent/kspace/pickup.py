@@ -277,7 +277,8 @@ def _being_written(path: Path) -> bool:
 
 def recover(config: Config, ledger: Ledger) -> int:
     """Put files of the store that have no row back into the landing directory; how many. Copies cut off go."""
-    known = {row[0] for row in ledger.all("SELECT path FROM instance WHERE path LIKE '../kspace/%' AND purged IS NULL")}
+    known = {row[0] for row in ledger.all("SELECT path FROM instance WHERE path > '../kspace/' AND path < '../kspace0' "
+                                            "AND purged IS NULL")}
     found = 0
     for source in config.kspace.source:
         for path in sorted((config.kspace_spool / source.name).rglob("*")):

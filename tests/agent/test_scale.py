@@ -106,7 +106,7 @@ def sort(box: Box) -> None:
 
 def next_delivery(box: Box) -> None:
     shipper: Any = SimpleNamespace(_settings=box.config.destination[0], _ledger=box.ledger, _name="central")
-    assert Shipper._next(shipper) is not None
+    assert Shipper._next(shipper, Shipper.kind) is not None
 
 
 def tell(box: Box) -> None:

@@ -14,7 +14,7 @@ import pytest
 from relay_agent import package, purge, report, review, route
 from relay_agent.deidentify.key import box_key
 from relay_agent.deidentify.uids import UIDs
-from relay_agent.kspace import account, decide, keep, pickup, room
+from relay_agent.kspace import account, decide, facts, keep, pickup, room
 from relay_agent.kspace.twix import Verdict, check
 from relay_agent.ledger import Ledger, State, balance
 from relay_agent.package import manifest
@@ -22,8 +22,8 @@ from relay_agent.preview import summary
 from relay_agent.route import Lapsed, require_current
 from relay_agent.stage import Stager
 from tests.agent.box import Box
-from tests.kspace.path import STUDY, RawBox, exam, raw, settings
-from tests.kspace.synthetic import FRAME, PERSON, PLANNED, START, File, Person, Scan, build, parts
+from tests.kspace.path import STUDY, RawBox, clock, exam, raw, settings
+from tests.kspace.synthetic import FRAME, PERSON, PLANNED, REAL, START, File, Person, Scan, build, parts
 
 OTHER_FRAME = FRAME.replace("20240229101112131", "20240229120000000")
 DAY = 86400.0
@@ -104,6 +104,28 @@ def test_in_whatever_order_they_come(box, order):
     box.work()
     assert {(row["state"], row["session"], row["series_uid"]) for row in box.raws()} == {
         (State.READY, "S1_MR1", f"{STUDY}.2"), (State.READY, "S1_MR1", f"{STUDY}.3")}
+
+
+@pytest.mark.parametrize("name", ["gre.dat", "epi.dat"])
+def test_files_of_a_real_scanner(box, name):
+    if not (REAL / name).exists():
+        pytest.skip("the real files are not here")
+    content = (REAL / name).read_bytes()
+    said = facts.raw(REAL / name, check(REAL / name))
+    images = exam(frame=next(iter(said.frames)), protocols=("localizer", said.protocol))
+    for image in images:
+        image.DeviceSerialNumber = said.serial
+        if image.SeriesNumber == 2:
+            image.AcquisitionTime = clock(said.start + 0.2)
+    box.dicom(images)
+    box.delivered(1)
+    box.land(content)
+    box.work()
+    (row,) = box.raws()
+    assert (row["state"], row["score"], row["series_uid"]) == (State.READY, 150, f"{STUDY}.2"), row["reason"]
+    made = manifest(box.config, box.ledger, row["id"]).items[0].path.read_bytes()
+    assert len(made) == len(content) and said.serial.encode() in content
+    assert f'"{said.serial}"'.encode() not in made and next(iter(said.frames)).encode() not in made
 
 
 def deliver_all(box: RawBox) -> None:
