@@ -117,7 +117,13 @@ def _by_match(config: Config, ledger: Ledger, head: sqlite3.Row, raw: sqlite3.Ro
     assert session is not None
     if result.state is match.State.MATCHED:
         pair = keep.pair(said, next(one for one in sessions if one.name == best.session))
-        return Found(session, best.series[0].uid if best.series else None, best.score, told, pair)
+        apart = {one.uid: keep.set_apart(ledger, session, one.uid) for one in best.series}
+        going = [uid for uid, shipment in apart.items() if shipment is None]
+        found = Found(session, going[0] if going else None, best.score, told, pair)
+        if apart and not going and session["state"] != State.REJECTED:  # its pictures do not go, so neither do these
+            return Decision(State.HELD, f"its series was set apart as shipment {min(filter(None, apart.values()))}; "
+                            f"reject it, or {_assign(head)}", found)
+        return found
     if any(one.shares_uid for one in result.candidates):
         return Decision(State.HELD, f"it may belong to shipments {names}; {_assign(head)}", told=told)
     route = next((route for route in config.route if route.name == session["route"]), None)

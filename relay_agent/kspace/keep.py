@@ -106,7 +106,7 @@ def _session(ledger: Ledger, raw: Raw, first: sqlite3.Row) -> Session:
     series, serials = [], set()
     for row in ledger.all("SELECT series_uid, min(series_number) AS number, max(scanner_serial) AS serial "
                           "FROM instance WHERE shipment IN (SELECT id FROM shipment WHERE study_uid = ? AND receiver "
-                          "= ? AND (state <> ? OR id = ?)) GROUP BY series_uid", *study, State.REJECTED, first["id"]):
+                          "= ?) GROUP BY series_uid", *study):
         number = row["number"] or ""
         series.append(Series(row["series_uid"], int(number) if number.isdecimal() else 0,
                              frozenset(names[row["series_uid"]]), starts.get(row["series_uid"])))
@@ -132,6 +132,14 @@ def shipments(ledger: Ledger, first: sqlite3.Row) -> list[sqlite3.Row]:
     return ledger.all("SELECT * FROM shipment WHERE kind = 'session' AND ((study_uid = ?1 AND receiver = ?2) OR "
                       "(project = ?3 AND subject = ?4 AND session = ?5)) ORDER BY id", first["study_uid"],
                       first["receiver"], first["project"], first["subject"], first["session"])
+
+
+def set_apart(ledger: Ledger, first: sqlite3.Row, series_uid: str) -> int | None:
+    """The rejected shipment that holds all of a session's series, so that nothing of it goes; None otherwise."""
+    rows = [row for one in shipments(ledger, first) for row in ledger.all(
+        "SELECT ? AS id, ? AS state FROM instance WHERE shipment = ? AND series_uid = ? LIMIT 1", one["id"],
+        one["state"], one["id"], series_uid)]
+    return rows[0]["id"] if rows and all(row["state"] == State.REJECTED for row in rows) else None
 
 
 def clock(ledger: Ledger, serial: str) -> Offset | None:

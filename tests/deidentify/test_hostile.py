@@ -149,14 +149,14 @@ CHILD = """
 import multiprocessing, os, sys, time, warnings
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from relay_agent.deidentify.work import _confine
+from relay_agent.deidentify.work import confine
 
 def noisy():
     warnings.warn_explicit("value 'PLANTED'", UserWarning, "pydicom/valuerep.py", 1)
     return os.getpid()
 
 if __name__ == "__main__":
-    pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _confine, (Path(sys.argv[1]), "debug"))
+    pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), confine, (Path(sys.argv[1]), "debug"))
     print(pool.submit(noisy).result(), flush=True)
     time.sleep(60)
 """

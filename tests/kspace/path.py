@@ -93,14 +93,18 @@ class RawBox(Box):
         path.write_bytes(content)
         return path
 
-    def dicom(self, images: Sequence[Any]) -> None:
+    def dicom(self, images: Sequence[Any], receiver: str = "RELAY") -> None:
         """Have DICOM taken in, sorted, completed and decided."""
         for path in data.write(list(images), self.folder / "medium"):
-            assert stage.take_in(path, "RELAY", self.spool, self.ledger, "upload") is None
+            assert stage.take_in(path, receiver, self.spool, self.ledger, "upload") is None
             path.unlink()
         while self.stager.sort():
             pass
         self.stager.complete(1e12)
+        self.decide_sessions()
+
+    def decide_sessions(self) -> None:
+        """What the worker does with complete sessions."""
         for row in self.ledger.all("SELECT id FROM shipment WHERE state = ? AND kind = 'session'", State.COMPLETE):
             route.apply(self.ledger, row["id"], route.decide(self.config, self.ledger, self.spool, row["id"]))
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from relay_agent import package, purge, report, review, route
+from relay_agent import package, purge, report, review
 from relay_agent.deidentify.key import box_key
 from relay_agent.deidentify.uids import UIDs
 from relay_agent.kspace import account, decide, facts, keep, pickup, room
@@ -375,7 +375,7 @@ def test_a_person_reviews_and_what_was_approved_is_what_goes(tmp_path):
     box = RawBox(tmp_path, settings(route="review = true"))
     box.dicom(exam())
     review.release(box.ledger, 1, "jane")
-    route.apply(box.ledger, 1, route.decide(box.config, box.ledger, box.spool, 1))
+    box.decide_sessions()
     box.delivered(1)
     box.land(raw())
     box.work()
@@ -468,6 +468,36 @@ def test_the_session_is_rejected(box):
     box.work()
     (row,) = box.raws()
     assert row["state"] == State.HELD and "its session, shipment 1, is rejected" in row["reason"]
+
+
+def test_what_a_reviewer_takes_out_does_not_go_as_raw_data(tmp_path):
+    box = RawBox(tmp_path, settings(route="review = true"))
+    box.dicom(exam(protocols=("localizer", "t1_mprage", "t2_tse")))
+    apart = review.exclude(box.ledger, 1, [f"{STUDY}.2"], "jane", "wrong person in the scanner")
+    box.decide_sessions()
+    review.release(box.ledger, 1, "jane")
+    box.decide_sessions()
+    box.delivered(1)
+    box.land(raw(), "a.dat")
+    box.land(raw(359, start=START + 1, protocol="t2_tse"), "b.dat")
+    box.work()
+    first, second = box.raws()
+    assert first["state"] == State.HELD and f"its series was set apart as shipment {apart}" in first["reason"]
+    assert second["state"] == State.REVIEW
+    assert [name for name, _, _ in account.conditions(box.config, box.ledger, time.time())] == ["raw held"]
+
+
+@pytest.mark.parametrize(("receivers", "state"), [("", State.HELD), ('receivers = ["OTHER"]', State.WAITING)])
+def test_a_study_sent_to_two_receivers_is_two_sessions(tmp_path, receivers, state):
+    text = settings(source=receivers).replace("[[destination]]", '[[receiver]]\nae_title = "OTHER"\nport = 0\n'
+                                              'allow = ["*"]\n[[destination]]')
+    box = RawBox(tmp_path, text)
+    box.dicom(exam())
+    box.dicom(exam(session="S2_MR1"), "OTHER")
+    box.land(raw())
+    box.work()
+    (row,) = box.raws()
+    assert row["state"] == state and row["session"] == (None if state == State.HELD else "S2_MR1")
 
 
 def test_files_go_after_verification_and_retention(box):
