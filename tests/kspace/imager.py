@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from relay_agent.config_text import toml
+from tests.bench.meter import tree
 from tests.harness import wait_for
 
 SSHD = "/usr/sbin/sshd"
@@ -48,10 +49,9 @@ class Imager:
     def stop(self) -> None:
         """Stop it, and what it forked for those who are logged in."""
         if self.process is not None:
-            children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
-            for child in (*children, self.process.pid):
+            for process in reversed(tree([self.process.pid])):
                 with suppress(ProcessLookupError):
-                    os.kill(int(child), 9)
+                    os.kill(process, 9)
             self.process.wait(10)
             self.process = None
 
