@@ -239,7 +239,7 @@ class Pull(_Table):
     port: int = Field(22, ge=1, le=65535, description="TCP port of its SSH server.")
     user: str = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$", description="Account on it; may read the folder, needs nothing else.", examples=["relay"])
     key: Credential = Field(description="File with the private key for it, without a passphrase; a bare name is looked up in $CREDENTIALS_DIRECTORY.", examples=["imager-key"])
-    host_key: str = Field(pattern=r"^[a-z0-9@.-]+ [A-Za-z0-9+/=]+$", description="Its host key, type and key, as it was told to you; ssh-keyscan prints it, but a stranger's as well.", examples=["ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI..."])
+    host_key: str = Field(pattern=r"^[a-z0-9@.-]+ [A-Za-z0-9+/=]+$", description="Its host key, type and key, as it was told to you; ssh-keyscan prints it, but a stranger's as well.", examples=["ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIExampleOfTheKeyOfAnImagerxxxxxxxxxxxxxxxxxx"])
     folder: str = Field(pattern=r"^[^\x00-\x1f]+$", description="Folder on it that holds the raw data.", examples=["/data/raw"])
     method: Literal["sftp", "rsync"] = Field("sftp", description="sftp, or rsync where that is installed on it.")
     ssh_options: tuple[str, ...] = Field((), description="More options of ssh, for old servers.", examples=[["KexAlgorithms=+diffie-hellman-group14-sha1", "HostKeyAlgorithms=+ssh-rsa", "PubkeyAcceptedAlgorithms=+ssh-rsa"]])
