@@ -42,7 +42,7 @@ from tests.delivery.box import (
     site,
     to,
 )
-from tests.harness import PROJECT, Agent, running, send, wait_for
+from tests.harness import PATIENCE, PROJECT, Agent, running, send, wait_for
 from tests.receive.scu import SCU
 
 
@@ -120,7 +120,7 @@ def test_kills_at_random_points(tmp_path: Path) -> None:
             count = sum(map(len, sent.values()))
             assert sum(scanner.attempts for scanner in scanners) > len(sent), "no association was hit by a kill"
             ledger = box.ledger
-            wait_for(lambda: balance(ledger).delivered == count, say=f"seed {seed}: {balance(ledger)} of {count}")
+            wait_for(lambda: balance(ledger).delivered == count, 5 * PATIENCE, f"seed {seed}: not all of {count}")
             over.set()
             watcher.join()
             assert set(sums) == {0}
