@@ -109,12 +109,11 @@ def test_half_written(host, peer, smb, wait_for):
 
 @pytest.mark.parametrize(("password", "options"), [
     ("wrong-wrong-wrong", "--client-protection=encrypt"),
-    ("lab-lab-lab-lab", "--client-protection=off"),
     ("lab-lab-lab-lab", "--max-protocol=SMB2"),
     ("lab-lab-lab-lab", "--max-protocol=NT1 --option=clientminprotocol=NT1"),
 ])
 def test_refused(smb, password, options):
-    """A wrong password; data in the open; protocols that are weaker than SMB 3."""
+    """A wrong password; protocols that know no encryption."""
     assert smb("ls").succeeded
     refused = smb("ls", password, options)
     assert refused.failed, refused.stdout
