@@ -41,7 +41,7 @@ bench: $(VENV)/test peers ## Figures and ratios against Orthanc and DCMTK, measu
 peers: ## Install the DICOM peers that the tests talk to (Debian, as root)
 	@sh tests/install-peers
 
-release: build/relay-agent.tar ## The agent and all it needs in one file, for boxes with Debian 13 and without network
+release: build/relay-agent.tar build/VERSION ## The agent and all it needs in one file, for boxes with Debian 13 and without network
 
 # From the same sources the same file, so that a box can tell by its digest whether it has it.
 build/relay-agent.tar: pyproject.toml $(wildcard relay_agent/*.py relay_agent/*/*.py) | $(VENV)/ready
@@ -51,6 +51,19 @@ build/relay-agent.tar: pyproject.toml $(wildcard relay_agent/*.py relay_agent/*/
 	--implementation cp --abi cp313 --abi abi3 --abi none --platform manylinux_2_28_x86_64 \
 	--platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 --platform any build/wheels/relay_agent-*.whl
 	@tar --sort=name --mtime=@946684800 --owner=0 --group=0 --numeric-owner -cf $@ -C build/wheels .
+
+# The agent's version and the moment of the commit, so that a box can tell which of two releases is the later one.
+build/VERSION: FORCE
+	@mkdir -p build
+	@TZ=UTC git log -1 --date=format-local:%Y%m%d%H%M%S \
+	--format="$$(sed -n 's/^__version__ = "\(.*\)"/\1/p' relay_agent/__init__.py).%cd-%h" > $@
+
+bundle: release ## A release signed for boxes that fetch it: make bundle KEY=~/.ssh/release
+	@test -n "$(KEY)" || { echo "Name the signing key: make bundle KEY=~/.ssh/release"; exit 2; }
+	@tar --sort=name --mtime="@$$(git log -1 --format=%ct)" --owner=0 --group=0 --numeric-owner --mode=go-w \
+	--exclude=__pycache__ -cf build/relay.tar ansible.cfg playbooks roles build/relay-agent.tar build/VERSION
+	@ssh-keygen -q -Y sign -f "$(KEY)" -n relay-release build/relay.tar
+	@echo "build/relay.tar and build/relay.tar.sig: release $$(cat build/VERSION), sha256 $$(sha256sum < build/relay.tar | cut -c -64)"
 
 clean: ## Remove what the commands above made
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
@@ -70,4 +83,6 @@ $(VENV)/test: pyproject.toml | $(VENV)/ready
 	$(BIN)/python -m pip install -qq --editable '.[demo,test,box]'
 	@touch $@
 
-.PHONY: help demo check lint unit test test-box docs bench peers release clean
+FORCE:
+
+.PHONY: help demo check lint unit test test-box docs bench peers release bundle clean FORCE

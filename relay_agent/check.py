@@ -24,6 +24,7 @@ from urllib.parse import urlsplit
 import requests
 from requests.utils import get_environ_proxies, select_proxy
 
+from relay_agent import selftest
 from relay_agent.alert import Mailer, NotSent
 from relay_agent.config import DICOM, TLS, XNAT, Alert, Config, ConfigError, DICOMweb, secret
 from relay_agent.deidentify.recipe import Unusable, load, recipe_of
@@ -178,7 +179,7 @@ def _ports(config: Config) -> Iterator[Finding]:
             yield Finding(True, f"{where}: free")
         except OSError as error:
             if error.errno == errno.EADDRINUSE:
-                yield Finding(True, f"{where}: in use (the service is running)")
+                yield from (selftest.echo(r) for r in config.receiver if (r.address, r.port) == (address, port))
             elif error.errno == errno.EACCES:
                 yield Finding(False, f"{where}: not allowed", "use a port above 1023 or grant CAP_NET_BIND_SERVICE")
             else:

@@ -19,6 +19,7 @@ from rich.progress import Progress
 from relay_agent import (
     __version__,
     check,
+    cli_box,
     cli_kspace,
     cli_review,
     cli_scripts,
@@ -144,6 +145,7 @@ def _parser() -> argparse.ArgumentParser:
     cli_review.add(commands)
     cli_scripts.add(commands)
     cli_kspace.add(commands)
+    cli_box.add(commands)
     text = "print a commented configuration with every setting"
     sub = commands.add_parser("example-config", help=text, description=text[0].upper() + text[1:] + ".",
                               epilog="example:\n  relay-agent example-config > config.toml",

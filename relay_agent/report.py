@@ -33,6 +33,7 @@ def status(config: Config, ledger: Ledger) -> dict[str, Any]:
         "repeated": ledger.value("SELECT value FROM tally WHERE name = 'repeated'"),
         "conflicts": ledger.value("SELECT count(*) FROM instance WHERE conflict IS NOT NULL"),
         "last_received": when(newest["arrived"]) if newest else None,
+        "last_delivered": when(ledger.value("SELECT at FROM receipt ORDER BY id DESC LIMIT 1")),
         "associations": [dict(row) for row in ledger.all(
             "SELECT receiver, calling_ae, count(*) AS open FROM association WHERE closed IS NULL "
             "GROUP BY receiver, calling_ae")],
