@@ -97,8 +97,9 @@ def prepare() -> None:
         for command in ("link add lab type bridge", "link add raw type bridge", f"address add {GATEWAY} dev lab",
                         "link set lab up", "link set raw up", "link set lo up"):
             run("ip", "-n", SPACE, *command.split())
-    if not (FOLDER / "key").exists():
-        run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "lab", "-f", str(FOLDER / "key"))
+    for key in ("key", "release-key"):  # of the administrator, and of who signs releases
+        if not (FOLDER / key).exists():
+            run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "lab", "-f", str(FOLDER / key))
     (FOLDER / "ssh_config").write_text(f"""\
 Host 198.18.0.*
     IdentityFile {FOLDER}/key

@@ -10,25 +10,57 @@ from typing import Any
 
 import pytest
 
-from tests.box.conftest import PROJECT, pytest_configure, pytest_ignore_collect, wait_for
+from tests.box.conftest import (
+    PROJECT,
+    inventory,
+    peer,
+    pytest_configure,
+    pytest_ignore_collect,
+    wait_for,
+)
 
-__all__ = ["pytest_configure", "pytest_ignore_collect", "wait_for"]
+__all__ = ["inventory", "peer", "pytest_configure", "pytest_ignore_collect", "wait_for"]
 
 LAB = PROJECT / "inventory/lab.yml"
 BOX, ADDRESS = "relay-lab-1", "198.18.0.11"
 
 
-def ansible(playbook: str, *options: str) -> subprocess.CompletedProcess[str]:
-    command = [Path(sys.executable).with_name("ansible-playbook"), f"--inventory={LAB}", playbook, *options]
-    return subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False,
-                          env=os.environ | {"ANSIBLE_FORCE_COLOR": "0", "ANSIBLE_CONFIG": str(PROJECT / "ansible.cfg")})
+def command(playbook: str | Path, *options: str) -> list[str]:
+    """A play in the lab as a command."""
+    return [str(Path(sys.executable).with_name("ansible-playbook")), f"--inventory={LAB}", str(playbook), *options]
+
+
+def environment() -> dict[str, str]:
+    """What plays need around them."""
+    return os.environ | {"ANSIBLE_FORCE_COLOR": "0", "ANSIBLE_CONFIG": str(PROJECT / "ansible.cfg")}
+
+
+def ansible(playbook: str | Path, *options: str) -> subprocess.CompletedProcess[str]:
+    """Run a play in the lab."""
+    return subprocess.run(command(playbook, *options), cwd=PROJECT, capture_output=True, text=True, check=False,
+                          env=environment())
+
+
+def variables(**values: Any) -> str:
+    """Variables that are other ones than the inventory's."""
+    return f"--extra-vars={json.dumps(values)}"
+
+
+def cut(box: str = BOX) -> None:
+    """Cut a box's power: nothing in it gets a chance to finish."""
+    subprocess.run([sys.executable, PROJECT / "molecule/lab/lab.py", "cut", box], check=True)
+
+
+def start(box: str = BOX) -> None:
+    """Give it power again and wait until it can be reached."""
+    assert ansible("molecule/lab/create.yml", f"--limit=localhost,{box}").returncode == 0
 
 
 @pytest.fixture
 def site() -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run site.yml for the box with other variables than the inventory's."""
-    def play(tag: str, **variables: Any) -> subprocess.CompletedProcess[str]:
-        return ansible("playbooks/site.yml", f"--limit={BOX}", f"--tags={tag}", f"--extra-vars={json.dumps(variables)}")
+    def play(tag: str, **values: Any) -> subprocess.CompletedProcess[str]:
+        return ansible("playbooks/site.yml", f"--limit={BOX}", f"--tags={tag}", variables(**values))
     return play
 
 
@@ -36,16 +68,16 @@ def site() -> Callable[..., subprocess.CompletedProcess[str]]:
 def gets_in() -> Callable[[], bool]:
     """Whether an administrator gets in over a connection that was not there before."""
     def ask() -> bool:
-        command = ["ssh", "-F", PROJECT / "build/lab/ssh_config", "-o", "ControlPath=none", "-o", "BatchMode=yes",
-                   "-o", "ConnectTimeout=3", f"lab@{ADDRESS}", "true"]
-        return subprocess.run(command, capture_output=True, check=False).returncode == 0
+        words = ["ssh", "-F", PROJECT / "build/lab/ssh_config", "-o", "ControlPath=none", "-o", "BatchMode=yes",
+                 "-o", "ConnectTimeout=3", f"lab@{ADDRESS}", "true"]
+        return subprocess.run(words, capture_output=True, check=False).returncode == 0
     return ask
 
 
 @pytest.fixture
 def power_cut() -> Callable[[], None]:
     """Nothing in the box gets a chance to finish; then it starts again."""
-    def cut() -> None:
-        subprocess.run([sys.executable, PROJECT / "molecule/lab/lab.py", "cut", BOX], check=True)
-        assert ansible("molecule/lab/create.yml", f"--limit=localhost,{BOX}").returncode == 0
-    return cut
+    def again() -> None:
+        cut()
+        start()
+    return again
