@@ -16,6 +16,7 @@ from rich.table import Table
 
 from relay_agent import __version__
 from relay_agent.config import Config
+from relay_agent.destinations import tokens
 from relay_agent.kspace import account
 from relay_agent.ledger import Ledger, State, balance
 from relay_agent.units import show_duration, show_size
@@ -41,14 +42,14 @@ def status(config: Config, ledger: Ledger) -> dict[str, Any]:
                       for row in ledger.all("SELECT state, count(*) AS n, sum(instances) AS i, sum(bytes) AS b "
                                             "FROM shipment WHERE kind = 'session' GROUP BY state")},
         "kspace": account.status(config, ledger, now),
-        "destinations": [_destination(ledger, destination.name, now) for destination in config.destination],
+        "destinations": [_destination(config, ledger, destination.name, now) for destination in config.destination],
         "alerts": [{**dict(row), "since": when(row["since"])} for row in ledger.all(
             "SELECT condition, subject, since, text FROM alert ORDER BY since")],
         "disk": {"free": disk.free, "total": disk.total, "reserve": config.receive.reserve},
     }
 
 
-def _destination(ledger: Ledger, name: str, now: float) -> dict[str, Any]:
+def _destination(config: Config, ledger: Ledger, name: str, now: float) -> dict[str, Any]:
     counts = {row["state"]: row["n"] for row in ledger.all(
         "SELECT d.state, count(*) AS n FROM delivery d WHERE d.destination = ? GROUP BY d.state", name)}
     worst = ledger.one("SELECT error, failing_since FROM delivery WHERE destination = ? AND state <> 'verified' AND "
@@ -57,6 +58,7 @@ def _destination(ledger: Ledger, name: str, now: float) -> dict[str, Any]:
                           "WHERE d.destination = ? AND d.state IN ('waiting', 'arrived', 'stopped')", name)
     return {"name": name, **{state: counts.get(state, 0) for state in ("waiting", "arrived", "stopped", "verified")},
             "oldest_undelivered_seconds": round(now - oldest) if oldest else None,
+            "token_expires": when(tokens.expiry(config.data, name)),
             "failing_since": when(worst["failing_since"]) if worst and worst["failing_since"] else None,
             "error": worst["error"] if worst else None}
 

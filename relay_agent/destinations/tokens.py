@@ -19,6 +19,20 @@ from relay_agent.config import XNAT, secret
 from relay_agent.destinations import Retry
 
 
+def expiry(data: Path, name: str) -> float | None:
+    """When the token of a destination expires (seconds since 1970), if it has one; ``data`` is the data folder."""
+    token = _token(data / "tokens" / f"{name}.json")
+    return token["expires"] if token else None
+
+
+def _token(file: Path) -> dict[str, float] | None:
+    try:
+        token: dict[str, float] = json.loads(file.read_text(encoding="utf-8"))
+        return token if {"alias", "secret", "issued", "expires"} <= token.keys() else None
+    except (OSError, ValueError):
+        return None
+
+
 class Tokens:
     """The current token of one destination, kept in a file that only the service may read."""
 
@@ -43,7 +57,7 @@ class Tokens:
         if not self._config.credential:
             return None
         with self._lock:
-            token = self._read()
+            token = _token(self._file)
             now = time.time()
             if token is None or token["expires"] <= now:
                 return self._renew(secret(self._config.credential), issue)
@@ -61,7 +75,7 @@ class Tokens:
 
     def keep(self, issue: Callable[[tuple[str, str]], dict[str, str]]) -> None:
         """Renew a valid token when it is time; one that expired waits for :meth:`current`, so as not to log in idly."""
-        token = self._read()
+        token = _token(self._file)
         if token is not None and time.time() < token["expires"]:
             with contextlib.suppress(Retry):
                 self.current(issue)
@@ -87,10 +101,3 @@ class Tokens:
         partial.replace(self._file)
         self._trouble = ""
         return str(answer["alias"]), str(answer["secret"])
-
-    def _read(self) -> dict[str, float] | None:
-        try:
-            token: dict[str, float] = json.loads(self._file.read_text(encoding="utf-8"))
-            return token if {"alias", "secret", "issued", "expires"} <= token.keys() else None
-        except (OSError, ValueError):
-            return None

@@ -16,13 +16,13 @@ import pytest
 import testinfra
 
 from tests.box.conftest import PROJECT
-from tests.box.studies import Study
 from tests.lab.conftest import ADDRESS, BOX, LAB, ansible, command, cut, environment, start, variables
+from tests.lab.studies import Study
 
 OTHER = "relay-lab-2"
 UPPER = PROJECT / f"build/lab/{BOX}/upper"  # what the box writes, seen from outside while it runs
 REMEMBERED = UPPER / "etc/relay-agent/credentials/.update/before"
-# The agent's part is what these tests are about; the first one plays all roles.
+# The agent's part is what these tests are about; all roles are played elsewhere.
 FEW = {"update_roles": ["relay_agent", "update"]}
 
 
@@ -86,13 +86,14 @@ def all_arrive(studies: list[Study], host: Any, central: Any, wait_for: Callable
 def test_a_good_release_reaches_all_boxes_that_answer(host, other, peer, wait_for, good, tmp_path):
     """What waits in the old release is delivered by the new one, senders go on, and a dead box is named at the end."""
     dead = tmp_path / "dead.yml"
+    facts = {"ansible_host": "198.18.0.99", "ansible_ssh_args": f"-F {PROJECT}/build/lab/ssh_config"}
     dead.write_text(json.dumps({"all": {"children": {
-        name: {"hosts": {"relay-lab-9": {"ansible_host": "198.18.0.99"}}} for name in ("relays", "lab", "site_lab")}}}))
+        name: {"hosts": {"relay-lab-9": facts}} for name in ("relays", "lab", "site_lab")}}}))
     queued = Study("queued")
     host.check_output("systemctl stop relay-work.service")
     assert queued.send(peer("scanner"), ADDRESS)
     with sending(peer("scanner")) as safe:
-        played = update(good, f"--inventory={dead}")
+        played = update(good, f"--inventory={dead}", **FEW)
     assert played.returncode != 0
     assert "did not answer: relay-lab-9" in played.stdout, played.stdout[-3000:]
     for box in (host, other):
