@@ -9,9 +9,9 @@ import re
 import time
 
 import pytest
-from tests.image.vm import VM, Disk, run
 
 from tests.image.boxes import MARK, NUC, SIZES, SUPERMICRO, Box, Person, Stick, disks, install, status
+from tests.image.vm import VM, Disk, run
 
 pytestmark = [pytest.mark.full, pytest.mark.timeout(3600)]
 RELAY = re.compile(r"Relay ([0-9a-f]{8}) is installed")
