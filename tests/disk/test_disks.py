@@ -48,6 +48,7 @@ def test_volumes_and_mappings_are_use():
 
 def test_this_machine():
     """Real lsblk, whatever it has."""
+    assert disks._COLUMNS.startswith("NAME,"), "without it lsblk lists partitions beside their disks, not below"
     for one in disks.scan(look_inside=False):
         assert one.path.startswith("/dev/") and one.size >= 0
 

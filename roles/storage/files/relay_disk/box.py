@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 from relay_disk import boot, pool
@@ -11,6 +12,7 @@ from relay_disk.run import Failed, consoles, do, log, tell, tried
 
 _ISSUE = Path("/run/issue.d/05-relay-disk.issue")
 _UNIT = "relay-pool.service"
+_PATIENCE = 120  # seconds
 
 
 def own(disks: list[Disk]) -> str:
@@ -23,8 +25,16 @@ def own(disks: list[Disk]) -> str:
 
 def open_pool() -> None:
     """As the unit does at start: finish what a power cut left of the installation, then import and load the key."""
-    disks = scan(look_inside=False)
-    relay = own(disks)
+    end = time.monotonic() + _PATIENCE
+    while True:  # on a slow or busy machine udev knows the partitions' names later
+        disks = scan(look_inside=False)
+        try:
+            relay = own(disks)
+            break
+        except Failed:
+            if time.monotonic() > end:
+                raise
+            time.sleep(1)
     if boot.finish([disk for disk in disks if disk.relay == relay]):
         log.info("the installation is finished now")
     try:

@@ -16,7 +16,8 @@ from relay_disk.run import ask
 # system partition is "installing"; "keeping" when the pool that is there stays.
 NAME = re.compile(r"relay-([0-9a-f]{8})-(esp|installing|keeping|root|log|cache|pool)")
 STICK = "relay-image"
-_COLUMNS = "PATH,TYPE,SIZE,ROTA,TRAN,SERIAL,MODEL,RM,RO,PTTYPE,FSTYPE,UUID,PARTLABEL,MOUNTPOINTS"
+# Only with NAME does lsblk put partitions below their disks.
+_COLUMNS = "NAME,PATH,TYPE,SIZE,ROTA,TRAN,SERIAL,MODEL,RM,RO,PTTYPE,FSTYPE,UUID,PARTLABEL,MOUNTPOINTS"
 _EDGE = 16 * 2**20
 _TABLE = 24 * 2**10  # at both ends of the disk: a GPT, also one with sectors of 4096 bytes
 _SAMPLES = 1024

@@ -17,7 +17,7 @@ from relay_disk.conf import Conf
 from relay_disk.destroy import destroy
 from relay_disk.disks import Disk, scan
 from relay_disk.plan import Plan
-from relay_disk.run import Failed, ask, do, log, tried
+from relay_disk.run import Failed, ask, do, hidden, tried
 
 POOL = "relay"
 SEALED, RECOVERY, BOX = "relay:sealed", "relay:recovery", "relay:box"
@@ -89,9 +89,8 @@ def get(name: str) -> str:
 
 
 def put(name: str, value: str) -> None:
-    """Set a property of the pool's root; the values are long and not shown."""
-    log.info("$ zfs set %s=… %s", name, POOL)
-    ask("zfs", "set", f"{name}={value}", POOL)
+    """Set a property of the pool's root; its value is not shown."""
+    hidden(f"zfs set {name}=… {POOL}", "zfs", "set", f"{name}={value}", POOL)
 
 
 def imported() -> bool:

@@ -26,6 +26,12 @@ def ask(*command: str, given: bytes | None = None) -> str:
     return _call(command, given).decode(errors="replace")
 
 
+def hidden(shown: str, *command: str) -> None:
+    """Run a command that changes something and has words that are nobody's; ``shown`` stands for it."""
+    log.info("$ %s", shown)
+    _call(command, None)
+
+
 def do(*command: str, given: bytes | None = None) -> str:
     """Run a command that changes something."""
     log.info("$ %s", shlex.join(command))
