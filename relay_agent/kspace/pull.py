@@ -202,7 +202,8 @@ class Puller:
         except Failed as error:
             if partial.exists() and partial.stat().st_size >= entry.size:
                 partial.unlink()
-            with self._ledger.write() as connection:
+            # Where the disk is full, the ledger may have no room either; the trouble is told all the same.
+            with suppress(sqlite3.Error), self._ledger.write() as connection:
                 connection.execute("UPDATE listed SET error = ? WHERE source = ? AND name = ?",
                                    (str(error), self._source.name, name))
             raise

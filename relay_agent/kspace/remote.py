@@ -30,10 +30,10 @@ _PLAIN = re.compile(r"[^./\x00-\x1f\x7f\\][^/\x00-\x1f\x7f\\]*")  # a backslash:
 _WORDS = (
     ("host key verification failed", "its host key is not the one of host_key. If it was exchanged, ask for the new "
      "one; otherwise somebody else answers there"),
-    ("not accessible", "the file of key is not there; write the private key into it"),
+    ("unprotected private key", "the file of key may be read by others; chmod 600"),
+    ("not accessible:", "the file of key is not there; write the private key into it"),
     ("load key", "the file of key is no private key, or has a passphrase; write one without"),
     ("permission denied (", "the key is refused; have its public part entered for this account over there"),
-    ("unprotected private key", "the file of key may be read by others; chmod 600"),
     ("could not resolve", "the name of host cannot be resolved; check DNS and host"),
     ("connection refused", "nothing listens there; is it on, does the firewall let us through?"),
     ("connection timed out", "no answer; is it on, does the firewall let us through?"),

@@ -7,6 +7,8 @@ import random
 import time
 from pathlib import Path
 
+import pytest
+
 from relay_agent.config_text import toml
 from relay_agent.ledger import State, balance
 from tests import data
@@ -32,6 +34,7 @@ name = "prisma"
 ROUNDS, FILES = 12, 3
 
 
+@pytest.mark.slow
 def test_killed_again_and_again(tmp_path: Path) -> None:
     chance = random.Random(7)
     agent = Agent(tmp_path, SETTINGS.format(secret=toml(str(tmp_path / "secret"))),

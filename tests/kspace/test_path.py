@@ -479,6 +479,7 @@ def test_what_a_reviewer_takes_out_does_not_go_as_raw_data(tmp_path):
     box.decide_sessions()
     box.delivered(1)
     box.land(raw(), "a.dat")
+    box.work()
     box.land(raw(359, start=START + 1, protocol="t2_tse"), "b.dat")
     box.work()
     first, second = box.raws()

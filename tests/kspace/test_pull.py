@@ -21,6 +21,7 @@ from tests.harness import wait_for
 from tests.kspace.imager import Imager
 from tests.kspace.path import RawBox, exam, raw, settings
 
+pytestmark = pytest.mark.slow  # a real server, and files that have to be at rest for some time
 METHODS = ("sftp", "rsync")
 LARGE = 20_000_000
 
@@ -357,11 +358,13 @@ def test_disk_full(imager: Imager, tmp_path: Path, method: str) -> None:
 @pytest.mark.parametrize(("change", "words"), [
     ({"host_key": "ssh-ed25519 " + "A" * 68}, "host key"), ({"key": "stranger"}, "the key is refused"),
     ({"port": 1}, "nothing listens there"), ({"folder": "/nowhere"}, "not there"),
-    ({"host": "no-such-host.invalid"}, "cannot be resolved"), ({"key": "sshd_config"}, "no private key"),
+    ({"host": "no-such-host.invalid"}, "cannot be resolved"), ({"key": "sshd.log"}, "no private key"),
+    ({"key": "sshd_config"}, "may be read by others"),
     ({"key": "nothing"}, "not there"), ({"user": "nobody-of-that-name"}, "the key is refused")])
 def test_words(box: Make, imager: Imager, method: str, change: dict[str, Any], words: str) -> None:
     if "key" in change:
         change = {"key": str(imager.folder / change["key"])}
+        (imager.folder / "sshd.log").chmod(0o600)
     made = box(method=method, **change)
     made.steps(1)
     assert words in made.puller.trouble

@@ -13,6 +13,7 @@ import pytest
 
 from tests.repo.variables import PROJECT
 
+pytestmark = pytest.mark.slow  # half a minute each
 BIN = Path(sys.executable).parent
 ANSWERS = {
     "site_code": "stgeorge", "site_box": "relay-0003", "site_hardware": "nuc", "site_mac": "02:00:00:00:03:01",
@@ -70,7 +71,7 @@ def test_a_new_site(inventory):
     ({"site_code": "St George"}, "The code needs letters"),
     ({"site_box": "relay-0001"}, "may be in"),
     ({"site_hardware": "laptop"}, "nuc or supermicro"),
-    ({"site_timezone": "[1, 2]"}, "base_timezone"),
+    ({"site_timezone": "[1, 2]"}, "time zone is a name"),
 ])
 def test_what_cannot_be_is_not_written(inventory, answers, words):
     """It is named by the roles' specs or before, and the inventory is as it was."""
