@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-UNIT := tests/agent tests/deidentify tests/kspace tests/repo
+UNIT := tests/agent tests/deidentify tests/kspace tests/disk tests/repo
 # The tests start the agent some hundred times; without its compiled modules each costs half a second more.
 unexport PYTHONDONTWRITEBYTECODE
 
@@ -26,11 +26,12 @@ unit: $(VENV)/test
 
 test: $(VENV)/test peers check ## All that proves the product, with real peers: about twelve minutes
 	$(BIN)/python -m pytest $(UNIT) -m slow -n auto
-	$(BIN)/python -m pytest tests $(UNIT:%=--ignore=%) -m "not full" -n 5 --dist loadgroup
+	$(BIN)/python -m pytest tests $(UNIT:%=--ignore=%) --ignore=tests/image -n 5 --dist loadgroup
 
 test-box: $(VENV)/test release ## Set up boxes in a lab on this machine and look at them: as root, with systemd-nspawn
 	@sh molecule/lab/install
-	PATH=$(CURDIR)/$(BIN):$$PATH molecule test --all
+	PATH=$(CURDIR)/$(BIN):$$PATH molecule test --all; status=$$?; \
+	$(BIN)/python molecule/lab/lab.py down; exit $$status
 
 image: ## Build a stick for tests (docs/image.md tells how to build one that is shipped): as root
 	@sh image/install
