@@ -159,7 +159,7 @@ def test_the_worker_is_killed_while_raw_data_are_sent(tmp_path: Path) -> None:
                     time.sleep(chance.uniform(1.5, 4))
                 agent.stop("work", kill=True)
             agent.start("work")
-            agent.wait_state("delivered", len(images) + 1, 180)
+            agent.wait_state("delivered", len(images) + 1)
         finally:
             for service in list(agent.processes):
                 agent.stop(service, kill=True)
