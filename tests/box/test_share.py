@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import re
 import secrets
 
 import pytest
@@ -52,7 +53,7 @@ def arrived(host, peer, name="meas.dat"):
     """It is whole, and the worker may take it away."""
     digest = peer("scanner").check_output("sha256sum < /tmp/meas.dat")
     assert host.check_output(f"sha256sum < {LANDING}/{name}") == digest
-    assert host.file(f"{LANDING}/{name}").mode == 0o660
+    assert host.file(f"{LANDING}/{name}").mode in (0o640, 0o660)  # SFTP's clients name the mode
     assert host.file(f"{LANDING}/{name}").group == "relay-agent"
     worker = "setpriv --reuid relay-work --regid relay-agent --clear-groups"
     host.check_output(f"{worker} mv {LANDING}/{name} {LANDING}/taken && {worker} rm {LANDING}/taken")
@@ -131,8 +132,7 @@ def test_confined(host, peer, smb, path):
     host.check_output(f"ln -sfn /etc {LANDING}/link")
     asked = smb(f'get "{path}" stolen; cd "{path}"; put meas.dat; ls')
     assert "root:" not in peer("scanner").run("cat /tmp/stolen").stdout
-    assert "passwd" not in asked.stdout.replace(path, "")
-    assert "ledger" not in asked.stdout.replace(path, "")
+    assert not re.search("^ +(passwd|ledger)", asked.stdout, re.MULTILINE)  # as a list shows a file
     peer("scanner").run("rm -f /tmp/stolen")
 
 
