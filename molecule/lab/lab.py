@@ -29,7 +29,7 @@ SUITE = "trixie"
 ADMINISTRATOR = "lab"  # who may log in before anything was set up, as on a box that was shipped
 
 # What a box needs before Ansible can come; everything else is asked for by the roles.
-BOOT = ("systemd-sysv", "udev", "dbus", "openssh-server", "python3", "python3-apt", "sudo", "iproute2")
+BOOT = ("systemd-sysv", "udev", "kmod", "dbus", "openssh-server", "python3", "python3-apt", "sudo", "iproute2")
 # What stands in for the hospital and for the coordinating site.
 PEERS = ("dcmtk", "smbclient", "python3-venv", "python3-aiosmtpd", "netcat-openbsd", "curl", "nftables")
 
