@@ -122,7 +122,8 @@ def test_refused(smb, password, options):
 
 def test_no_guests(peer, smb, variables):
     """Whoever does not say who he is sees neither files nor the list of shares."""
-    assert smb("ls", options="--client-protection=encrypt --no-pass --user=%").failed
+    assert smb("ls").succeeded
+    assert peer("scanner").run(f"smbclient //{variables['lab_raw']}/kspace --no-pass --user=% -c ls").failed
     assert "kspace" not in peer("scanner").run(f"smbclient --no-pass --list={variables['lab_raw']}").stdout
 
 
