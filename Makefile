@@ -12,7 +12,7 @@ help: ## Show the commands
 demo: $(VENV)/demo ## See a study leave a scanner, travel over HTTPS and be proved to have arrived
 	@$(BIN)/python -m tests.demo
 
-check: $(VENV)/test ## Lint, types, rules of the roles and unit tests: under two minutes
+check: $(VENV)/test ## Lint, types, rules of the roles and unit tests: some three minutes
 	@$(MAKE) --no-print-directory --output-sync -j 2 lint unit
 
 lint: $(VENV)/test
@@ -24,7 +24,7 @@ lint: $(VENV)/test
 unit: $(VENV)/test
 	$(BIN)/python -m pytest $(UNIT) -m "not slow" -n auto
 
-test: $(VENV)/test peers check ## All that proves the product, with real peers: about twelve minutes
+test: $(VENV)/test peers check ## All that proves the agent, with real peers: under thirty minutes
 	$(BIN)/python -m pytest $(UNIT) -m slow -n auto
 	$(BIN)/python -m pytest tests $(UNIT:%=--ignore=%) --ignore=tests/image -n 5 --dist loadgroup
 
