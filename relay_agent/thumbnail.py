@@ -60,14 +60,14 @@ def _grey(data: Dataset, values: _Array, inverted: bool) -> _Array:
     values = values * slope + intercept
     if centre is not None and width is not None and width >= 1:
         low, high = centre - width / 2, centre + width / 2
-        if high <= values.min() or low >= values.max():
+        if high <= np.min(values) or low >= np.max(values):
             low = high  # nothing would be seen through this window
     else:
         low = high = 0.0
     if low >= high:
         low, high = (float(value) for value in np.percentile(values, (1, 99)))
     if low >= high:
-        low, high = float(values.min()), float(values.max())
+        low, high = float(np.min(values)), float(np.max(values))
     grey = np.clip((values - low) * (255 / (high - low)) if high > low else values * 0, 0, 255)
     return 255 - grey if inverted else grey
 

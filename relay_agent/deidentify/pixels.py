@@ -115,8 +115,8 @@ def _decode(file: File, image: Image, areas: list[Area], value: int) -> None:
     """Replace the pixels by decoded and painted ones."""
     data = file.dataset
     out = _room(image.size)
-    target = np.frombuffer(out, image.dtype.newbyteorder("<"), image.size // image.dtype.itemsize)
-    target = target.reshape(image.frames, image.rows, image.columns, image.samples)
+    stored = np.frombuffer(out, image.dtype.newbyteorder("<"), image.size // image.dtype.itemsize)
+    target = stored.reshape(image.frames, image.rows, image.columns, image.samples)
     photometric, low, high = "", 0, 0
     for index, (frame, colour) in enumerate(image.decoded()):
         if index == image.frames or colour != (photometric or colour):
