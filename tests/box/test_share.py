@@ -97,13 +97,14 @@ def test_raw_data_get_into_the_ledger(host, smb, wait_for):
 
 def test_half_written(host, peer, smb, wait_for):
     """A scanner that goes off in the middle leaves a part, which is seen as such; sending again makes it whole."""
-    peer("scanner").check_output(
-        "rm -f /tmp/slow; mkfifo /tmp/slow; "
-        "sh -c '(head -c 1000000 /tmp/meas.dat; sleep 8) > /tmp/slow' < /dev/null > /dev/null 2>&1 &")
-    smb("put slow meas.dat", before="timeout --signal=KILL 4")
+    scanner = peer("scanner")
+    scanner.check_output("truncate -s 8G /tmp/long.dat")
     part = host.file(f"{LANDING}/meas.dat")
-    assert part.exists
-    assert part.size < 3000000
+    smb("put long.dat meas.dat", options="--client-protection=encrypt > /dev/null 2>&1 < /dev/null",
+        before="setsid --fork")
+    assert wait_for(lambda: part.exists and part.size > 0, 30)
+    scanner.check_output("pkill --signal KILL --full '[p]ut long.dat' && rm /tmp/long.dat")
+    assert 0 < part.size < 8 << 30
     assert wait_for(lambda: smb("put meas.dat").succeeded, 20)
     arrived(host, peer)
 
@@ -187,12 +188,14 @@ def test_sftp_confined(host, peer, sftp, commands):
 def test_sftp_is_no_way_in(peer, sftp, variables):
     """No shell, no forwarding, and no other way to say who one is than the key."""
     assert sftp("ls\\n").succeeded
-    ssh = f"ssh -i {KEY} -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o BatchMode=yes"
-    scanner = peer("scanner")
-    assert "uid=" not in scanner.run(f"{ssh} relay-share@{variables['lab_raw']} id").stdout
-    assert scanner.run(f"{ssh} -o ExitOnForwardFailure=yes -W localhost:25 relay-share@{variables['lab_raw']}").failed
-    offered = scanner.run(f"ssh -v -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o BatchMode=yes "
-                          f"-o PubkeyAuthentication=no relay-share@{variables['lab_raw']} true")
+    options = "-o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o BatchMode=yes"
+
+    def ssh(words):  # testinfra takes ssh's own status of 255 for the way to the scanner
+        return peer("scanner").run(f"ssh {options} {words} || exit 1")
+    there = f"relay-share@{variables['lab_raw']}"
+    assert "uid=" not in ssh(f"-i {KEY} {there} id").stdout
+    assert ssh(f"-i {KEY} -o ExitOnForwardFailure=yes -W localhost:25 {there}").failed
+    offered = ssh(f"-v -o PubkeyAuthentication=no {there} true")
     assert "Authentications that can continue: publickey\\r\\n" in offered.stderr + "\\r\\n"
 
 
