@@ -27,6 +27,16 @@ def test_does_not_forward(host):
         assert host.check_output(f"sysctl -n {key}") == "0"
 
 
+@pytest.mark.parametrize(("key", "value"), [
+    ("rp_filter", "1"), ("arp_ignore", "1"), ("accept_redirects", "0"), ("send_redirects", "0"),
+    ("accept_source_route", "0"), ("log_martians", "1"),
+])
+def test_believes_nobody_about_ways(host, key, value):
+    """On every interface: for some of these, one that believes is enough."""
+    told = host.check_output(f"cat /proc/sys/net/ipv4/conf/*/{key}").split()
+    assert set(told) == {value}
+
+
 @pytest.fixture
 def way_through(host, peer, variables):
     """The scanner's back end takes the box for a router to the stranger, and the stranger for one back."""
@@ -37,7 +47,8 @@ def way_through(host, peer, variables):
     yield lambda: scanner.run(f"nc -z -w 1 {STRANGER} 22").succeeded
     scanner.check_output(f"ip route delete {STRANGER}/32")
     stranger.check_output("ip route delete 198.19.0.0/24")
-    host.check_output("sysctl -q -w net.ipv4.ip_forward=0; nft -f /etc/nftables.conf")
+    # Who forwards and stops that, has the kernel's own values for everything else afterwards.
+    host.check_output("sysctl -q -w net.ipv4.ip_forward=0; systemctl restart systemd-sysctl; nft -f /etc/nftables.conf")
 
 
 def test_nothing_passes_through(host, way_through):

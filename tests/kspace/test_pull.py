@@ -352,7 +352,7 @@ def test_disk_full(imager: Imager, tmp_path: Path, method: str) -> None:
         made.steps(3)
         assert set(made.landed) == {"meas.dat", "large.dat"}
     finally:
-        os.system(f"umount {disk}")
+        assert not os.system(f"umount --lazy {disk}")  # the ledger is still open
 
 
 @pytest.mark.parametrize(("change", "words"), [

@@ -17,9 +17,9 @@ SHARED = "/srv/relay"  # where peers see the project
 class Study:
     """Ten images that nobody has sent before, for a session of their own."""
 
-    def __init__(self, label: str) -> None:
+    def __init__(self, label: str, comments: str = "Project:P1 Subject:{session} Session:{session}") -> None:
         self.session = f"{label}_{generate_uid()[-8:]}"
-        self.images = list(data.study(comments=f"Project:P1 Subject:{self.session} Session:{self.session}"))
+        self.images = list(data.study(comments=comments.format(session=self.session)))
         self._folder = PROJECT / "build/lab/studies" / self.session
         data.write(self.images, self._folder)
 

@@ -1,0 +1,119 @@
+"""The life of a box beside its updates: it is commissioned, asked how it is, and retired."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sqlite3
+from contextlib import closing
+
+import pytest
+import testinfra
+
+from tests.box.conftest import PROJECT
+from tests.lab.conftest import BOX, LAB, ansible, variables
+from tests.lab.studies import Study
+
+OTHER, OTHERS_ADDRESS = "relay-lab-2", "198.18.0.12"
+
+
+def commission(*options: str, **values: object):
+    return ansible("playbooks/commission.yml", f"--limit={BOX},localhost",
+                   variables(commission_suite="tests/box/test_relay_agent.py", **values), *options)
+
+
+@pytest.fixture
+def known_hosts(tmp_path):
+    return tmp_path / "known_hosts"
+
+
+def test_another_machine_is_not_commissioned(host, known_hosts):
+    """Somebody in between, or another machine at this address: nothing is sent to it."""
+    for told in ("SHA256:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA", None):
+        values = {"commission_fingerprint": told} if told else {}
+        played = commission(commission_known_hosts=str(known_hosts), **values)
+        assert played.returncode != 0
+        seen = host.check_output("ssh-keygen -l -f /etc/ssh/ssh_host_ed25519_key.pub").split()[1]
+        assert f"shows the key {seen}" in " ".join(played.stdout.split())
+        assert "PLAY [Set up the whole box]" not in played.stdout
+        assert not known_hosts.exists()
+
+
+def test_commissioned(host, known_hosts):
+    """The box that shows the right key gets its site, is tested, delivers, and has a report that says so."""
+    report = PROJECT / f"build/acceptance/{BOX}.txt"
+    report.unlink(missing_ok=True)
+    seen = host.check_output("ssh-keygen -l -f /etc/ssh/ssh_host_ed25519_key.pub").split()[1]
+    played = commission(commission_known_hosts=str(known_hosts), commission_fingerprint=seen)
+    assert played.returncode == 0, played.stdout[-4000:]
+    assert known_hosts.read_text().startswith("198.18.0.11 ssh-ed25519 ")
+    text = report.read_text()
+    assert f"Box:            {BOX}" in text
+    assert seen in text
+    assert "AE title RELAY, port 11112; takes SCANNER@198.18.0.21" in text
+    assert " passed" in text
+    assert "Delivery:       delivered and verified" in text, text
+
+
+def test_status_names_who_does_not_answer(tmp_path):
+    """One table, a line a box: also for the box that is dead, and the exit status is that of a question answered."""
+    dead, told = tmp_path / "dead.yml", tmp_path / "told.json"
+    facts = {"ansible_host": "198.18.0.99", "ansible_ssh_args": f"-F {PROJECT}/build/lab/ssh_config"}
+    dead.write_text(json.dumps({"all": {"children": {
+        name: {"hosts": {"relay-lab-9": facts}} for name in ("relays", "lab", "site_lab")}}}))
+    played = ansible("playbooks/status.yml", f"--inventory={dead}", variables(status_file=str(told)))
+    assert played.returncode == 0, played.stdout[-3000:]
+    lines = {line.split()[0]: line for line in played.stdout.splitlines() if line.strip().startswith("relay-lab-")}
+    assert "does not answer" in lines["relay-lab-9"]
+    release = (PROJECT / "build/VERSION").read_text().strip()
+    for box in (BOX, OTHER):
+        assert release in lines[box]
+    answers = json.loads(told.read_text())
+    assert answers["relay-lab-9"] is None
+    assert answers[BOX]["agent"]["balance"]["difference"] == 0
+    assert answers[BOX]["health"]["box"] == BOX
+
+
+@pytest.fixture
+def other(request):
+    return testinfra.get_host(f"ansible://{OTHER}", ansible_inventory=str(LAB),
+                              ssh_config=request.config.getoption("--ssh-config"))
+
+
+def retire(*options: str, **values: object):
+    return ansible("playbooks/retire.yml", f"--limit={OTHER},localhost", variables(**values), *options)
+
+
+def test_retired(other, peer, wait_for):
+    """Not by mistake, not with anything undelivered; then all is gone but the ledger, which came here whole."""
+    assert retire().returncode != 0
+    study = Study("last")
+    assert study.send(peer("scanner"), OTHERS_ADDRESS)
+    assert wait_for(lambda: study.delivered(other), 120)
+    held = Study("held", comments="nobody knows")
+    assert held.send(peer("scanner"), OTHERS_ADDRESS)
+
+    def balance():
+        return json.loads(other.check_output("relay-agent status --json < /dev/null"))["balance"]
+    assert wait_for(lambda: balance()["held"] == len(held.images), 120)
+    played = retire(retire=OTHER, retire_patience=20)
+    assert played.returncode != 0
+    assert f"{len(held.images)} held" in played.stdout, played.stdout[-3000:]
+    assert other.service("relay-receive.service").is_running
+    last = balance()
+    played = retire(retire=OTHER, retire_patience=20,
+                    retire_undelivered={"on_its_way": 0, "held": last["held"], "quarantined": last["quarantined"]})
+    assert played.returncode == 0, played.stdout[-4000:]
+    assert other.run("find /var/lib/relay-agent /etc/relay-agent -type f").stdout == ""
+    assert not other.file("/opt/relay-agent").exists
+    for service in ("relay-receive", "relay-work"):
+        assert not other.service(f"{service}.service").is_running
+        assert not other.service(f"{service}.service").is_enabled
+    ledger, certificate = (PROJECT / f"build/retired/{OTHER}.{kind}" for kind in ("sqlite", "txt"))
+    text = certificate.read_text()
+    assert hashlib.sha256(ledger.read_bytes()).hexdigest() in text
+    assert f"Received:       {last['received']} instances" in text
+    with closing(sqlite3.connect(ledger)) as kept:
+        assert kept.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    for each in (study, held):
+        each.forget()
