@@ -26,7 +26,8 @@ from requests.utils import get_environ_proxies, select_proxy
 
 from relay_agent import selftest
 from relay_agent.alert import Mailer, NotSent
-from relay_agent.config import DICOM, TLS, XNAT, Alert, Config, ConfigError, DICOMweb, secret
+from relay_agent.config import TLS, Alert, Config, ConfigError, secret
+from relay_agent.config_destinations import DICOM, XNAT, DICOMweb
 from relay_agent.deidentify.recipe import Unusable, load, recipe_of
 from relay_agent.destinations import DeliveryError, Finding
 from relay_agent.destinations.web import Web

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime, timedelta
 
-from relay_agent.config import Window
+from relay_agent.config_values import Window
 
 _SLICE = 0.1  # seconds of the limit that may go out at once
 

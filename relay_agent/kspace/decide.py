@@ -14,7 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from relay_agent.config import XNAT, Config, Route
+from relay_agent.config import Config, Route
+from relay_agent.config_destinations import XNAT
 from relay_agent.kspace import keep, match, sidecar
 from relay_agent.kspace.make import protocol_name, recipe_hash
 from relay_agent.kspace.pickup import OPAQUE

@@ -22,7 +22,8 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from relay_agent.book import alive
-from relay_agent.config import Config, KSpaceSource
+from relay_agent.config import Config
+from relay_agent.config_kspace import KSpaceSource
 from relay_agent.deidentify.key import box_key
 from relay_agent.journal import sync_folder
 from relay_agent.kspace import facts, protocol, room

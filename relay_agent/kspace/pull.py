@@ -17,7 +17,8 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from relay_agent.config import Config, ConfigError, KSpaceSource, Pull
+from relay_agent.config import Config, ConfigError
+from relay_agent.config_kspace import KSpaceSource, Pull
 from relay_agent.deidentify.key import box_key
 from relay_agent.journal import sync_folder
 from relay_agent.kspace import room

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from relay_agent.config import Pull, credential_path
+from relay_agent.config import credential_path
+from relay_agent.config_kspace import Pull
 
 _LIST = 120.0  # seconds for a list
 _LOOK = 1.0  # seconds between looks whether to go on

@@ -7,7 +7,8 @@ import time
 from dataclasses import dataclass
 from datetime import datetime
 
-from relay_agent.config import XNAT, Config
+from relay_agent.config import Config
+from relay_agent.config_destinations import XNAT
 from relay_agent.ledger import Ledger
 from relay_agent.throttle import Closed, Throttle
 
