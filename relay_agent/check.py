@@ -96,6 +96,12 @@ def _kspace(config: Config) -> Iterator[Finding]:
         if route.kspace and not route.kspace.scrub:
             yield Finding(False, f"route {route.name}: raw data leave with what identifies the patient",
                           "set kspace.scrub = true, unless the project may have them")
+    if any(route.kspace and route.kspace.adjustments for route in config.route):
+        for source in config.kspace.source:
+            if source.pull and source.pull.smallest:
+                yield Finding(False, f"kspace.source {source.name}: files below {show_size(source.pull.smallest)} are "
+                              "not fetched, and a route wants adjustments, of which some are small",
+                              'set its pull.smallest = "0 B"')
     raw = [folder for folder in (config.kspace_landing, config.kspace_spool, config.kspace_deidentified)
            if folder.exists()]
     if len({folder.stat().st_dev for folder in raw}) > 1:

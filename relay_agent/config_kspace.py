@@ -18,7 +18,8 @@ class RouteKSpace(Table):
     keep: tuple[str, ...] = Field((), description=f"Kinds of fields that the project needs and that stay: {', '.join(sorted(KEEPABLE))}.", examples=[["age", "weight"]])
     versions: tuple[str, ...] = Field((), description="Software versions beyond the known ones of which somebody has looked at a scrubbed file; all others are held.", examples=[["XA60"]])
     protocols: tuple[Regex, ...] = Field((), description="Only raw data whose protocol's name matches one of these as a whole; none means all.", examples=[["t1_.*", "rfMRI_.*"]])
-    smallest: Size = Field(0, description="Smaller files (adjustment scans) are not delivered.", examples=["1 MB"])
+    adjustments: bool = Field(False, description="Deliver the scanner's adjustment scans (protocols named Adj..., such as AdjCoilSens) as well, whatever protocols and smallest say: as resource KSPACE_ADJ of the session, for they have no series. Adjustments within the file of a scan always go with it.", examples=[True])
+    smallest: Size = Field(0, description="Smaller files are not delivered.", examples=["1 MB"])
     unmatched: Literal["keep", "ship"] = Field("keep", description='What becomes, after kspace.deadline, of raw data of the same scanner and patient for which no UID tells the session, when only one session can be meant: "keep" it for a person, or "ship" it to that session as resource KSPACE_UNMATCHED.')
     opaque: tuple[Regex, ...] = Field((), description="Raw data in other formats, delivered as they came, without de-identification: regular expressions for SOURCE/FOLDER/FILE below the landing directory, with groups (?P<session>...) and, if needed, (?P<subject>...) for the session's labels.", examples=[["ge/(?P<session>[^/]+)/P\\d+\\.7"]])
 
@@ -49,7 +50,7 @@ class Pull(Table):
     list_command: str | None = Field(None, description="Command to run over there that prints the scanner's own list.", examples=["RaidTool -d -a 192.168.2.2 -p 8010"])
     running: Regex = Field(r"\bwip\b", description="While this is found in the scanner's list, a scan is running and nothing is fetched.")
     everything: bool = Field(False, description="Fetch all raw data, not only what may belong to a received session of a route with raw data.")
-    smallest: Size = Field(10**6, description="Smaller files (adjustment scans) are not fetched.", examples=["1 MB"])
+    smallest: Size = Field(10**6, description="Smaller files (shims and other small adjustments) are not fetched.", examples=["1 MB"])
 
 
 class KSpaceSource(Table):

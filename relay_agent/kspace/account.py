@@ -63,6 +63,7 @@ def raw(ledger: Ledger, shipment: int) -> dict[str, Any] | None:
         return None
     found, facts = json.loads(row["found"] or "{}"), json.loads(row["facts"])
     return {"file": row["name"], "verdict": row["verdict"], "problem": row["problem"],
+            "adjustment": keep.is_adjustment(row),
             "measurements": facts.get("measurements", []), "readouts": facts.get("readouts", []),
             "scanner_serial": row["serial"], "session_shipment": row["session"], "series": row["series_uid"],
             "score": row["score"], "match": "by hand" if row["by_hand"] else found.get("state"),

@@ -72,7 +72,8 @@ def inspect(path: Path, opaque: bool, key: bytes) -> Inspected:
         return Inspected(stamp, found.verdict, found.reason or str(error), found.sha256, "{}")
     uids = [one.uid for one in found.measurements]
     scan = hidden(key, "scan", f"{sorted(said.frames)} {said.serial} {uids}") if said.frames and any(uids) else ""
-    told = facts_of(key, said, scan=scan, measurements=uids, readouts=[one.readouts for one in found.measurements])
+    told = facts_of(key, said, scan=scan, measurements=uids, readouts=[one.readouts for one in found.measurements],
+                    adjustment=facts.is_adjustment(said.protocol))
     return Inspected(stamp, found.verdict, found.reason, found.sha256, told, uids[-1])
 
 

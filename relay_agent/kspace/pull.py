@@ -164,7 +164,8 @@ class Puller:
         if self._settings.everything:
             return True
         routes = [route.name for route in self._config.route if route.kspace]
-        receivers = self._source.receivers or [receiver.name for receiver in self._config.receiver]
+        titles = self._source.receivers
+        receivers = [one.name for one in self._config.receiver if not titles or one.ae_title in titles]
         return connection.execute(
             f"SELECT 1 FROM shipment WHERE kind = 'session' AND route IN ({', '.join('?' * len(routes))}) AND receiver "
             f"IN ({', '.join('?' * len(receivers))}) AND opened - ? <= ? AND last_arrival + ? >= ? LIMIT 1",

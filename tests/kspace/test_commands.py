@@ -14,6 +14,14 @@ from tests import data
 from tests.kspace.path import RawBox, exam, raw, settings
 from tests.kspace.synthetic import PERSON
 
+PULL = """[kspace.source.pull]
+host = "192.0.2.2"
+user = "relay"
+key = "imager-key"
+host_key = "ssh-ed25519 AAAA"
+folder = "/data/raw"
+"""
+
 
 @pytest.fixture
 def box(tmp_path: Path) -> RawBox:
@@ -98,7 +106,8 @@ def test_check_tells_what_is_hardly_meant(tmp_path, capsys):
     for number, (text, words) in enumerate((
             (settings(raw="scrub = false"), "what identifies the patient"),
             (settings().replace("[route.kspace]", ""), "no route delivers them"),
-            (settings().partition("[[kspace.source]]")[0], "there is no source of them"))):
+            (settings().partition("[[kspace.source]]")[0], "there is no source of them"),
+            (settings(raw="adjustments = true", source=PULL), "files below 1 MB are not fetched"))):
         file = tmp_path / f"{number}.toml"
         file.write_text(f'data = "{tmp_path}"\n{text}')
         cli.main(["check", "--offline", "--config", str(file)])

@@ -23,7 +23,7 @@ from relay_agent.route import Lapsed, require_current
 from relay_agent.stage import Stager
 from tests.agent.box import Box
 from tests.kspace.path import STUDY, RawBox, clock, exam, raw, settings
-from tests.kspace.synthetic import FRAME, PERSON, PLANNED, REAL, START, File, Person, Scan, build, parts
+from tests.kspace.synthetic import ADJUSTMENT, FRAME, PERSON, PLANNED, REAL, START, File, Person, Scan, build, parts
 
 OTHER_FRAME = FRAME.replace("20240229101112131", "20240229120000000")
 DAY = 86400.0
@@ -335,6 +335,8 @@ def test_the_same_patient_and_scanner_is_not_enough_but_may_do_after_the_deadlin
     ({"raw": 'protocols = ["t2_.*"]'}, raw(), State.REJECTED, "does not want its protocol"),
     ({"raw": 'protocols = ["t2_.*", "t1_.*"]'}, raw(), State.READY, None),
     ({"raw": 'smallest = "1 MB"'}, raw(), State.REJECTED, "smaller than"),
+    ({"raw": ""}, raw(protocol="AdjCoilSens"), State.REJECTED, "an adjustment of the scanner"),
+    ({"raw": ""}, build(File(scans=(ADJUSTMENT, Scan()))), State.READY, None),
     ({"source": 'receivers = ["RELAY"]'}, raw(), State.READY, None),
     ({}, raw(baseline="N4_VG99A", software="syngo MR G99"), State.HELD, "the software version"),
     ({}, raw(baseline="", software="syngo MR XA61", family="XA"), State.HELD, "the software version XA61 is not known"),
@@ -427,6 +429,32 @@ def test_the_clocks_are_learnt_and_then_tell_runs_apart(tmp_path):
     box.land(elsewhere(900, 13 * 3600 - ahead, protocol="bold"), "run.dat")
     box.work()
     assert box.raws()[-1]["series_uid"] == f"{STUDY}9.3", "without the offset it would be none, or the run before"
+
+
+@pytest.mark.parametrize("to", [None, "1"])
+def test_adjustments_go_to_a_resource_of_their_own(tmp_path, to):
+    """They have no series, unless a person says so, and neither name nor size keeps them where they are wanted."""
+    box = RawBox(tmp_path, settings(raw='adjustments = true\nprotocols = ["t1_.*"]\nsmallest = "1 MB"'))
+    box.dicom(exam())
+    box.delivered(1)
+    box.land(raw(357, protocol="AdjCoilSens"))
+    box.work()
+    (row,) = box.raws()
+    if to:
+        review.assign_raw(box.ledger, row["id"], "jane", 1, to)
+        box.work()
+    assert (box.raws()[0]["state"], box.raws()[0]["to_shipment"]) == (State.READY, 1)
+    found = manifest(box.config, box.ledger, row["id"])
+    assert (found.resource, found.scan) == (("KSPACE", "1") if to else ("KSPACE_ADJ", ""))
+    assert sidecar(box, row["id"])["protocol"] == "AdjCoilSens"
+    shown = report.shipment(box.ledger, row["id"])
+    assert shown["raw"]["adjustment"] and shown["raw"]["match"] == ("by hand" if to else "matched")
+
+
+@pytest.mark.parametrize(("name", "answer"), [("AdjCoilSens", True), ("AdjShim", True), ("Adjuvant_t1", False),
+                                              ("t1_AdjCoilSens", False), ("", False)])
+def test_what_is_an_adjustment(name, answer):
+    assert facts.is_adjustment(name) is answer
 
 
 def test_other_formats_go_only_where_a_route_says(tmp_path):
