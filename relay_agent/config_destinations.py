@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
 from relay_agent.config_values import AETitle, Credential, Duration, Name, Rate, Size, Table, Window
 
@@ -49,6 +49,15 @@ class XNAT(_HTTP):
     prevent_anon: bool = Field(False, description="Ask XNAT not to run its site-wide script on these sessions. Only if the central site agrees.")
     token_lifetime: Duration = Field(2 * 86400.0, description="Lifetime of alias tokens at that XNAT (aliasTokenTimeout); refreshed at half of it.", examples=["2 d"])
     kspace: XNATKSpace = Field(default_factory=XNATKSpace)
+
+    @model_validator(mode="after")
+    def _meet(self) -> XNAT:
+        raw = self.kspace.windows
+        if raw and self.windows and not any(one.holds(other.start) or other.holds(one.start)
+                                            for one in self.windows for other in raw):
+            raise ValueError("windows and kspace.windows have no time in common, so that raw data would never be sent; "
+                             "make them overlap")
+        return self
 
 
 class DICOMweb(_HTTP):

@@ -105,3 +105,9 @@ class Window(Table):
         if self.start == self.end:
             raise ValueError(f"start = end = {self.start} would never open; no window at all means always")
         return self
+
+    def holds(self, moment: time) -> bool:
+        """Whether it is open at this time of day."""
+        if self.start <= self.end:
+            return self.start <= moment < self.end
+        return moment >= self.start or moment < self.end

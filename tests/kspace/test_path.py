@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from relay_agent import package, purge, report, review
+from relay_agent.config_text import toml
 from relay_agent.deidentify.key import box_key
 from relay_agent.deidentify.uids import UIDs
 from relay_agent.kspace import account, decide, facts, keep, pickup, room
@@ -605,17 +606,54 @@ def test_raw_data_leave_room_for_dicom(tmp_path):
     assert room.left(box.config) == 0
 
 
-def test_the_outlook_counts_the_time_until_the_next_window(tmp_path):
+@pytest.mark.parametrize(("windows", "raw_windows", "hours"), [
+    ([], [], 0), ([("18:00", "06:00")], [], 6), ([], [("18:00", "06:00")], 6), ([], [("11:00", "13:00")], 0),
+    ([("18:00", "06:00")], [("11:00", "13:00"), ("20:00", "21:00")], 8),
+    ([("18:00", "06:00")], [("05:00", "09:00")], 17),
+    ([("11:00", "14:00")], [("10:00", "12:00")], 23), ([("13:00", "20:00")], [("19:00", "13:30")], 1)])
+def test_the_outlook_counts_the_time_until_raw_data_may_leave(tmp_path, windows, raw_windows, hours):
+    """Both kinds of windows have to be open; those of a destination to which no raw data go do not count."""
     now = time.mktime((2026, 3, 2, 12, 0, 0, 0, 0, -1))
-    text = settings(kspace='quota = "100 kB"').replace(
-        ".org", '.org"\nwindows = [{ start = "18:00", end = "06:00" }]\ncompression = "auto')
+    opens, raw_opens = (toml([{"start": start, "end": end} for start, end in one]) for one in (windows, raw_windows))
+    text = settings().replace('.org"', f""".org"
+windows = {opens}
+[destination.kspace]
+windows = {raw_opens}
+[[destination]]
+name = "other"
+url = "https://other.example.org"
+windows = [{{ start = "11:58", end = "11:59" }}]""")
     box = RawBox(tmp_path, text)
     box.land(raw())
     box.work(2)
     with box.ledger.write() as connection:
         connection.execute("UPDATE instance SET arrived = ?", (now - 3600,))
     found = room.outlook(box.config, box.ledger, now)
-    assert (found.daily, found.window, found.expected) == (22_016, 6 * 3600, round(22_016 * 1.25))
+    assert (found.daily, found.window, found.expected) == (22_016, hours * 3600, int(22_016 * (1 + hours / 24)))
+
+
+def test_the_outlook_knows_what_is_purged_in_time_and_what_is_still_on_the_scanner(tmp_path):
+    box = RawBox(tmp_path, settings(kspace='quota = "100 kB"') + '[purge]\nretention = "3 d"\n')
+    box.dicom(exam())
+    box.delivered(1)
+    box.land(raw())
+    box.work()
+    now, (row,) = time.time(), box.raws()
+    ahead = room.outlook(box.config, box.ledger, now)
+    assert (ahead.daily, ahead.freed, ahead.there, ahead.short) == (22_016, 0, 0, False)
+    with box.ledger.write() as connection:
+        connection.execute("INSERT INTO listed (source, name, size, changed, first_seen, last_seen, wanted) VALUES "
+                           "('prisma', 'a', 100000, ?, ?, ?, 1)", (now,) * 3)
+    ahead = room.outlook(box.config, box.ledger, now)
+    assert (ahead.expected, ahead.short) == (122_016, True)
+    (text,) = (text for name, _, text in account.conditions(box.config, box.ledger, now) if name == "raw space short")
+    assert "hold 100 kB that is not fetched and produced 22 kB a day: 122 kB are expected" in text
+    box.delivered(row["id"])
+    later = now + 2.5 * DAY
+    assert room.outlook(box.config, box.ledger, now).freed == 0, "its retention is not over by then"
+    assert room.outlook(box.config, box.ledger, later).freed == 22_016
+    (text,) = (text for name, _, text in account.conditions(box.config, box.ledger, later) if name == "raw space short")
+    assert "and 22 kB will be purged in time" in text
 
 
 def test_raw_data_on_the_scanner_that_nobody_has_fetched(box):
