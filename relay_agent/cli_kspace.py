@@ -112,6 +112,8 @@ def _print(row: dict[str, Any]) -> None:
 def _scrub(options: argparse.Namespace) -> int:
     work = options.target.with_name(f".{options.target.name}.part")
     try:
+        if not options.target.parent.is_dir():
+            return _error(f"{options.target.parent}: no such folder")
         if options.target.exists():
             return _error(f"{options.target} exists already")
         key = options.key.read_bytes() if options.key else _TRIAL_KEY
@@ -141,7 +143,11 @@ def _scrub(options: argparse.Namespace) -> int:
 def _match(options: argparse.Namespace) -> int:
     rows, status = [], DONE
     try:
+        if not options.dicom.is_dir():
+            return _error(f"{options.dicom}: no such folder")
         sessions = facts.sessions(sorted(path for path in options.dicom.rglob("*") if path.is_file()))
+        if not sessions:
+            _error(f"{options.dicom}: there is no DICOM in it")
         for path in options.raw:
             try:
                 found = check(path)
@@ -150,14 +156,16 @@ def _match(options: argparse.Namespace) -> int:
                 return _error(f"{path}: {error}")
             if result is None or result.state is not State.MATCHED:
                 status = FINDINGS
-            rows.append({"file": str(path), "verdict": found.verdict.value, **(_result(result) if result else {})})
+            rows.append({"file": str(path), "verdict": found.verdict.value, "reason": found.reason,
+                         **(_result(result) if result else {})})
     except OSError as error:
         return _error(f"{error.filename}: {error.strerror}")
     if options.json:
         print_json(rows)
     else:
         for row in rows:
-            print(f"{row['file']}: {row.get('state', row['verdict'])}")
+            whole = f" ({row['verdict']}: {row['reason']})" if row["reason"] else ""
+            print(f"{row['file']}: {row.get('state', 'unmatched')}{whole}")
             for one in row.get("candidates", ()):
                 series = ", ".join(f"{each['number']}" for each in one["series"]) or "none, attach to the session"
                 print(f"  {one['score']:4}  {one['session']}, series {series} ({', '.join(one['reasons'])})")

@@ -244,6 +244,8 @@ def print_shipment(console: Console, found: Mapping[str, Any], replaced: bool = 
                                                                                       else ""), soft_wrap=True)
     if found["raw"]:
         print_raw(console, found["raw"], replaced)
+        if found["state"] == State.WAITING and not found["raw"]["session_shipment"]:
+            console.print(f"{'waits until':>13}: {when(found['raw']['deadline'])}, then for a person")
     deliveries = [{key: value for key, value in row.items() if key != "shipment"} for row in found["deliveries"]]
     for key, rows in (("series", found["series"]), ("deliveries", deliveries), ("conflicts", found["conflicts"]),
                       ("related", found["related"]), ("history", found["history"])):

@@ -183,7 +183,9 @@ def upload(path: Path, below: Path, source: KSpaceSource, config: Config, ledger
         enter(found, work, f"{source.name}/{below}", source, config, ledger, key, "upload")
     finally:
         work.unlink(missing_ok=True)
-    return f"{found.verdict}: {found.problem}" if found.verdict in (Verdict.INCOMPLETE, Verdict.NOT_TWIX) else None
+    if found.verdict in (Verdict.INCOMPLETE, Verdict.NOT_TWIX):
+        return f"{found.verdict}: {found.problem}; it is kept, and held"
+    return None
 
 
 def _copied(path: Path, source: str, config: Config) -> Path:

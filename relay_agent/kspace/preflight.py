@@ -10,6 +10,7 @@ from pathlib import Path
 from relay_agent.config import Config, ConfigError
 from relay_agent.config_kspace import KSpaceSource, Pull
 from relay_agent.destinations import Finding
+from relay_agent.kspace import room
 from relay_agent.kspace.pickup import fits
 from relay_agent.kspace.remote import Failed, Remote
 from relay_agent.units import show_duration, show_size
@@ -33,6 +34,10 @@ def settings(config: Config) -> Iterator[Finding]:
                 yield Finding(False, f"kspace.source {source.name}: files below {show_size(source.pull.smallest)} are "
                               "not fetched, and a route wants adjustments, of which some are small",
                               'set its pull.smallest = "0 B"')
+    if config.kspace.source and config.data.is_dir():
+        left = room.left(config)
+        yield Finding(left > 0, f"{show_size(left)} are free for raw data",
+                      "give it more disk, or change kspace.reserve and kspace.quota; until then none are fetched")
     raw = [folder for folder in (config.kspace_landing, config.kspace_spool, config.kspace_deidentified)
            if folder.exists()]
     if len({folder.stat().st_dev for folder in raw}) > 1:
