@@ -88,7 +88,7 @@ def _told(path: Path, found: Check) -> dict[str, Any]:
     except Unreadable as error:
         return row | {"reason": found.reason or str(error)}
     parts = [{"uid": one.uid, "offset": one.start, "bytes": one.end - one.start, "readouts": one.readouts,
-              "blocks of SYNCDATA": one.syncs, "end of acquisition": bool(one.acqend),
+              "syncdata_blocks": one.syncs, "end_of_acquisition": bool(one.acqend),
               "buffers": [buffer.name for buffer in one.buffers]} for one in found.measurements]
     return row | {"format": "multi-RAID" if found.multi else "VB", "version": told.version, "scanner": told.scanner,
                   "protocol": told.name, "measurements": parts}
@@ -106,7 +106,7 @@ def _print(row: dict[str, Any]) -> None:
           f"protocol {row['protocol'] or 'unknown'}")
     for number, one in enumerate(row["measurements"], 1):
         print(f"  measurement {number}: MeasUID {one['uid']}, {one['readouts']:,} readouts, {one['bytes']:,} bytes, "
-              f"{'ends' if one['end of acquisition'] else 'does not end'} with ACQEND")
+              f"{'ends' if one['end_of_acquisition'] else 'does not end'} with ACQEND")
 
 
 def _scrub(options: argparse.Namespace) -> int:
@@ -129,7 +129,7 @@ def _scrub(options: argparse.Namespace) -> int:
     except OSError as error:
         return _error(f"{error.filename}: {error.strerror}")
     if options.json:
-        print_json({"verdict": done.check.verdict.value, "versions": made.versions, "sha256 of the original":
+        print_json({"verdict": done.check.verdict.value, "versions": made.versions, "original_sha256":
                     done.check.sha256, "sha256": done.sha256, "replaced": [
                         {"where": where, "what": kind, "count": count} for where, kind, count in made.report]})
     else:
