@@ -47,7 +47,7 @@ def add(commands: Any) -> None:
     sub.add_argument("--version", action="append", default=[], metavar="V", help="a software version that is not known "
                      f"({', '.join(sorted(VERSIONS))} are) and that somebody has looked at, such as XA60")
     sub = command("match", _match, "which session and series of a folder of DICOM it belongs to. Exit status: 0 all "
-                  "matched, 1 not", "match meas_MID00358.dat --dicom folder/", prints=True)
+                  "matched, 1 not, 4 error", "match meas_MID00358.dat --dicom folder/", prints=True)
     sub.add_argument("raw", type=Path, nargs="+", metavar="RAW")
     sub.add_argument("--dicom", type=Path, required=True, metavar="FOLDER")
     sub.add_argument("--offset", type=float, default=0.0, metavar="SECONDS", help="DICOM's clock minus the imager's")
