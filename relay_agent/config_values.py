@@ -94,11 +94,11 @@ class Table(BaseModel):
 
 
 class Window(Table):
-    """Hours in which a destination is sent to, and how fast."""
+    """One of these windows, and how fast data travel in it."""
 
     start: time = Field(description="Local time at which the window opens.", examples=["18:00"])
     end: time = Field(description="Local time at which it closes; earlier than start means past midnight.", examples=["06:00"])
-    bandwidth: Rate | None = Field(None, description="Limit inside this window; absent means the destination's own.", examples=["80 Mbit/s"])
+    bandwidth: Rate | None = Field(None, description="Limit inside this window; absent means the bandwidth beside windows.", examples=["80 Mbit/s"])
 
     @model_validator(mode="after")
     def _opens(self) -> Window:
