@@ -26,10 +26,12 @@ from requests.utils import get_environ_proxies, select_proxy
 
 from relay_agent import selftest
 from relay_agent.alert import Mailer, NotSent
-from relay_agent.config import DICOM, TLS, XNAT, Alert, Config, ConfigError, DICOMweb, secret
+from relay_agent.config import TLS, Alert, Config, ConfigError, credential_path, secret
+from relay_agent.config_destinations import DICOM, XNAT, DICOMweb
 from relay_agent.deidentify.recipe import Unusable, load, recipe_of
 from relay_agent.destinations import DeliveryError, Finding
 from relay_agent.destinations.web import Web
+from relay_agent.kspace import preflight
 from relay_agent.receive import tls_context
 from relay_agent.spool import PARTIAL
 from relay_agent.units import show_duration, show_size
@@ -44,7 +46,7 @@ _EXPIRES_SOON = 30 * 86400.0
 def run(config: Config, *, offline: bool = False) -> Iterator[Finding]:
     """Look at everything, cheapest first; ``offline`` leaves out what needs the network."""
     yield from _settings(config)
-    yield from _kspace(config)
+    yield from preflight.settings(config)
     yield from _scripts(config)
     yield from _folders(config)
     yield _clock()
@@ -56,6 +58,9 @@ def run(config: Config, *, offline: bool = False) -> Iterator[Finding]:
         return
     for destination in config.destination:
         yield from _destination(config, destination)
+    for source in config.kspace.source:
+        if source.pull:
+            yield from preflight.imager(source, source.pull)
     if config.alert:
         yield _mail(config.alert)
 
@@ -81,25 +86,6 @@ def _settings(config: Config) -> Iterator[Finding]:
             yield Finding(False, f"{destination.name}: it is asked without a log-in", "set credential")
     if config.alert and config.alert.credential and not config.alert.starttls:
         yield Finding(False, "the mail server's password is sent unencrypted", "set alert.starttls = true")
-
-
-def _kspace(config: Config) -> Iterator[Finding]:
-    """Raw k-space data: what is valid and yet hardly meant, and whether files can be moved."""
-    taken, wanted = bool(config.kspace.source), any(route.kspace for route in config.route)
-    if taken and not wanted:
-        yield Finding(False, "raw k-space data are picked up, and no route delivers them", "add a [route.kspace] table")
-    if wanted and not taken:
-        yield Finding(False, "a route delivers raw k-space data, and there is no source of them",
-                      "add a [[kspace.source]]")
-    for route in config.route:
-        if route.kspace and not route.kspace.scrub:
-            yield Finding(False, f"route {route.name}: raw data leave with what identifies the patient",
-                          "set kspace.scrub = true, unless the project may have them")
-    raw = [folder for folder in (config.kspace_landing, config.kspace_spool, config.kspace_deidentified)
-           if folder.exists()]
-    if len({folder.stat().st_dev for folder in raw}) > 1:
-        yield Finding(False, f"{raw[0].parent}: its folders are on several file systems, so raw data cannot be moved",
-                      f"mount a file system at {raw[0].parent} only, not below it")
 
 
 def _scripts(config: Config) -> Iterator[Finding]:
@@ -236,7 +222,15 @@ def _secrets(config: Config) -> Iterator[Finding]:
         except ConfigError as error:
             yield Finding(False, str(error), "write it again")
         else:
-            yield _private(Path(os.environ.get("CREDENTIALS_DIRECTORY", ""), name))
+            yield _private(credential_path(name))
+    for name in dict.fromkeys(source.pull.key for source in config.kspace.source if source.pull):
+        try:
+            yield _private(credential_path(name))
+        except ConfigError as error:
+            yield Finding(False, str(error), "write it again")
+        except OSError as error:
+            yield Finding(False, f"{error.filename}: {error.strerror}", "write the private key for the imager into it, "
+                          "with mode 0600, owned by the service")
 
 
 def _private(path: Path) -> Finding:

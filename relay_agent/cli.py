@@ -328,13 +328,17 @@ def _upload(options: argparse.Namespace) -> int:
     files = [(file, file.relative_to(path if path.is_dir() else path.parent)) for path in options.path
              for file in (sorted(path.rglob("*")) if path.is_dir() else [path]) if not file.is_dir()]
     taken: int = 0
+    problem: str | None
     problems: list[dict[str, str]] = []
     console = report.console(stderr=True)
     with Progress(console=console, transient=True, disable=options.json or not console.is_terminal) as progress:
         bar = progress.add_task("taking in", total=len(files))
         for file, below in files:
             try:
-                if options.source or (sources and pickup.is_raw(file)):
+                raw = options.source or pickup.is_raw(file)
+                if raw and not sources:
+                    problem = "raw k-space data, and there is no source of them; add a [[kspace.source]]"
+                elif raw:
                     source = sources[options.source or next(iter(sources))]
                     problem = pickup.upload(file, below, source, settings, ledger)
                 else:

@@ -47,7 +47,7 @@ def add(commands: Any) -> None:
     sub.add_argument("--version", action="append", default=[], metavar="V", help="a software version that is not known "
                      f"({', '.join(sorted(VERSIONS))} are) and that somebody has looked at, such as XA60")
     sub = command("match", _match, "which session and series of a folder of DICOM it belongs to. Exit status: 0 all "
-                  "matched, 1 not", "match meas_MID00358.dat --dicom folder/", prints=True)
+                  "matched, 1 not, 4 error", "match meas_MID00358.dat --dicom folder/", prints=True)
     sub.add_argument("raw", type=Path, nargs="+", metavar="RAW")
     sub.add_argument("--dicom", type=Path, required=True, metavar="FOLDER")
     sub.add_argument("--offset", type=float, default=0.0, metavar="SECONDS", help="DICOM's clock minus the imager's")
@@ -88,7 +88,7 @@ def _told(path: Path, found: Check) -> dict[str, Any]:
     except Unreadable as error:
         return row | {"reason": found.reason or str(error)}
     parts = [{"uid": one.uid, "offset": one.start, "bytes": one.end - one.start, "readouts": one.readouts,
-              "blocks of SYNCDATA": one.syncs, "end of acquisition": bool(one.acqend),
+              "syncdata_blocks": one.syncs, "end_of_acquisition": bool(one.acqend),
               "buffers": [buffer.name for buffer in one.buffers]} for one in found.measurements]
     return row | {"format": "multi-RAID" if found.multi else "VB", "version": told.version, "scanner": told.scanner,
                   "protocol": told.name, "measurements": parts}
@@ -106,12 +106,14 @@ def _print(row: dict[str, Any]) -> None:
           f"protocol {row['protocol'] or 'unknown'}")
     for number, one in enumerate(row["measurements"], 1):
         print(f"  measurement {number}: MeasUID {one['uid']}, {one['readouts']:,} readouts, {one['bytes']:,} bytes, "
-              f"{'ends' if one['end of acquisition'] else 'does not end'} with ACQEND")
+              f"{'ends' if one['end_of_acquisition'] else 'does not end'} with ACQEND")
 
 
 def _scrub(options: argparse.Namespace) -> int:
     work = options.target.with_name(f".{options.target.name}.part")
     try:
+        if not options.target.parent.is_dir():
+            return _error(f"{options.target.parent}: no such folder")
         if options.target.exists():
             return _error(f"{options.target} exists already")
         key = options.key.read_bytes() if options.key else _TRIAL_KEY
@@ -127,7 +129,7 @@ def _scrub(options: argparse.Namespace) -> int:
     except OSError as error:
         return _error(f"{error.filename}: {error.strerror}")
     if options.json:
-        print_json({"verdict": done.check.verdict.value, "versions": made.versions, "sha256 of the original":
+        print_json({"verdict": done.check.verdict.value, "versions": made.versions, "original_sha256":
                     done.check.sha256, "sha256": done.sha256, "replaced": [
                         {"where": where, "what": kind, "count": count} for where, kind, count in made.report]})
     else:
@@ -141,7 +143,11 @@ def _scrub(options: argparse.Namespace) -> int:
 def _match(options: argparse.Namespace) -> int:
     rows, status = [], DONE
     try:
+        if not options.dicom.is_dir():
+            return _error(f"{options.dicom}: no such folder")
         sessions = facts.sessions(sorted(path for path in options.dicom.rglob("*") if path.is_file()))
+        if not sessions:
+            _error(f"{options.dicom}: there is no DICOM in it")
         for path in options.raw:
             try:
                 found = check(path)
@@ -150,14 +156,16 @@ def _match(options: argparse.Namespace) -> int:
                 return _error(f"{path}: {error}")
             if result is None or result.state is not State.MATCHED:
                 status = FINDINGS
-            rows.append({"file": str(path), "verdict": found.verdict.value, **(_result(result) if result else {})})
+            rows.append({"file": str(path), "verdict": found.verdict.value, "reason": found.reason,
+                         **(_result(result) if result else {})})
     except OSError as error:
         return _error(f"{error.filename}: {error.strerror}")
     if options.json:
         print_json(rows)
     else:
         for row in rows:
-            print(f"{row['file']}: {row.get('state', row['verdict'])}")
+            whole = f" ({row['verdict']}: {row['reason']})" if row["reason"] else ""
+            print(f"{row['file']}: {row.get('state', 'unmatched')}{whole}")
             for one in row.get("candidates", ()):
                 series = ", ".join(f"{each['number']}" for each in one["series"]) or "none, attach to the session"
                 print(f"  {one['score']:4}  {one['session']}, series {series} ({', '.join(one['reasons'])})")

@@ -1,122 +1,47 @@
 """The configuration: one TOML file, read once, checked in full before anything starts.
 
-The classes below are the only description of it: they validate, their texts become the commented example
-(:func:`example`) and the remedy in an error message. Secrets are never in it, only the names of files.
+Its classes, here and in :mod:`relay_agent.config_destinations` and :mod:`relay_agent.config_kspace`, are its only
+description: they validate, their texts become the commented example (:func:`example`) and the remedy in an error message.
+Secrets are never in it, only the names of files.
 """
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import re
 import tomllib
-from datetime import time
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    PlainSerializer,
-    ValidationError,
-    model_validator,
+from pydantic import Field, ValidationError, model_validator
+
+from relay_agent import config_text
+from relay_agent.config_destinations import DICOM, KINDS, XNAT, Destination, DICOMweb
+from relay_agent.config_kspace import KSpace, RouteKSpace
+from relay_agent.config_values import (
+    AETitle,
+    Caller,
+    Credential,
+    Duration,
+    Name,
+    Peer,
+    Regex,
+    Size,
+    Table,
+    Tag,
+    Template,
 )
-
-from relay_agent import config_text, units
 from relay_agent.deidentify.risk import Kind as Risk
 from relay_agent.identify import Rules
-from relay_agent.kspace.identity import KEEPABLE
 
 DEFAULT_PATH = Path("/etc/relay-agent/config.toml")
-
-Duration = Annotated[float, BeforeValidator(units.duration), PlainSerializer(units.show_duration)]
-Size = Annotated[int, BeforeValidator(units.size), PlainSerializer(units.show_size)]
-Rate = Annotated[float, BeforeValidator(units.rate), Field(gt=0)]
 
 
 class ConfigError(Exception):
     """The configuration file cannot be used; one finding a line, each with key, value and remedy."""
 
 
-def _name(text: str) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", text):
-        raise ValueError("use letters, digits, '_', '.' and '-' (it becomes a folder name), at most 64 characters")
-    return text
-
-
-def _ae_title(text: str) -> str:
-    if not 1 <= len(text.strip()) <= 16 or "\\" in text or not text.isascii() or not text.isprintable():
-        raise ValueError("an AE title has 1 to 16 printable ASCII characters and no backslash (DICOM PS3.5, VR AE)")
-    return text.strip()
-
-
-def _caller(text: str) -> str:
-    text = text.strip()
-    ae_title, _, network = text.rpartition("@") if "@" in text else (text, "", "")
-    if "@" not in text and re.fullmatch(r"[0-9a-fA-F.:]+(/\d+)?", text) and ("." in text or ":" in text):
-        ae_title, network = "", text
-    if ae_title and ae_title != "*":
-        _ae_title(ae_title)
-    if network:
-        ipaddress.ip_network(network, strict=False)
-    return text
-
-
-def _peer(text: str) -> str:
-    ae_title, _, rest = text.partition("@")
-    host, _, port = rest.rpartition(":")
-    if not (host and port.isdigit() and 0 < int(port) < 65536):
-        raise ValueError('write a peer as "AE@host:port"')
-    _ae_title(ae_title)
-    return text
-
-
-def _tag(text: str) -> str:
-    found = re.fullmatch(r"\(?([0-9a-fA-F]{4}),?([0-9a-fA-F]{4})\)?", text)
-    if not found:
-        raise ValueError('write a tag as "gggg,eeee", for example "0008,1030"')
-    return (found[1] + found[2]).upper()
-
-
-def _credential(text: str) -> str:
-    if ":" in text or not text.strip():
-        raise ValueError("name the file, never write the secret itself here")
-    return text
-
-
-def _template(text: str) -> str:
-    try:
-        text.format_map(dict.fromkeys(("project", "subject", "session", "accession"), ""))
-    except (KeyError, ValueError, IndexError, AttributeError):
-        raise ValueError("use {project}, {subject}, {session} and {accession}, and no other braces") from None
-    return text
-
-
-def _regex(text: str) -> str:
-    try:
-        re.compile(text)
-    except re.error as error:
-        raise ValueError(f"not a regular expression: {error}") from None
-    return text
-
-
-Name = Annotated[str, AfterValidator(_name)]
-AETitle = Annotated[str, AfterValidator(_ae_title)]
-Caller = Annotated[str, AfterValidator(_caller)]
-Peer = Annotated[str, AfterValidator(_peer)]
-Tag = Annotated[str, AfterValidator(_tag)]
-Regex = Annotated[str, AfterValidator(_regex)]
-Credential = Annotated[str, AfterValidator(_credential)]
-
-
-class _Table(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
-
-
-class TLS(_Table):
+class TLS(Table):
     """DICOM TLS with the BCP 195 profile (PS3.15 section B.9 and B.12): TLS 1.2 or later, forward secrecy."""
 
     certificate: Path = Field(description="PEM file with the certificate and its chain.", examples=["/etc/relay-agent/dicom.crt"])
@@ -124,7 +49,7 @@ class TLS(_Table):
     client_ca: Path | None = Field(None, description="PEM file of the CAs whose client certificates are asked for; without it callers need none.", examples=["/etc/relay-agent/scanners-ca.crt"])
 
 
-class Receiver(_Table):
+class Receiver(Table):
     """A Storage SCP: one AE title on one port. Several may share a port."""
 
     ae_title: AETitle = Field(description="Called AE title; also the receiver's name in routes and in the ledger.", examples=["RELAY"])
@@ -142,7 +67,7 @@ class Receiver(_Table):
         return re.sub(r"[^A-Za-z0-9_.-]", "_", self.ae_title)
 
 
-class Receive(_Table):
+class Receive(Table):
     """What all receivers share."""
 
     processes: int = Field(0, ge=0, description="Receiving processes; 0 is one for each core.")
@@ -151,7 +76,7 @@ class Receive(_Table):
     reserve: Size = Field(5 * 2**30, description="Below this much free space instances are refused with A700, so that the disk never fills.", examples=["5 GiB"])
 
 
-class Stage(_Table):
+class Stage(Table):
     """When a session is complete."""
 
     quiet: Duration = Field(300.0, description="A session is complete when nothing came for this long and no open association still carries it.", examples=["5 min"])
@@ -166,7 +91,7 @@ class Stage(_Table):
         return self
 
 
-class Identify(_Table):
+class Identify(Table):
     """Routing rules in XNAT's own syntax; they come before Project:/Subject:/Session:/AA: in the comments."""
 
     project_rules: tuple[str, ...] = Field((), description="XNAT's dicom/projectRules, one rule a line.", examples=[["(0008,1030):([A-Z]+)_.*:1"]])
@@ -186,28 +111,7 @@ class Identify(_Table):
                            auto_archive=self.auto_archive_rules)
 
 
-class RouteKSpace(_Table):
-    """Raw k-space data of this route's sessions; without this table none is delivered. It goes to the route's XNATs, always after the session."""
-
-    scrub: bool = Field(True, description="Overwrite in the headers what identifies the patient. Only a project that may have identified raw data switches it off.")
-    keep: tuple[str, ...] = Field((), description=f"Kinds of fields that the project needs and that stay: {', '.join(sorted(KEEPABLE))}.", examples=[["age", "weight"]])
-    versions: tuple[str, ...] = Field((), description="Software versions beyond the known ones of which somebody has looked at a scrubbed file; all others are held.", examples=[["XA60"]])
-    protocols: tuple[Regex, ...] = Field((), description="Only raw data whose protocol's name matches one of these as a whole; none means all.", examples=[["t1_.*", "rfMRI_.*"]])
-    smallest: Size = Field(0, description="Smaller files (adjustment scans) are not delivered.", examples=["1 MB"])
-    unmatched: Literal["keep", "ship"] = Field("keep", description='What becomes, after kspace.deadline, of raw data of the same scanner and patient for which no UID tells the session, when only one session can be meant: "keep" it for a person, or "ship" it to that session as resource KSPACE_UNMATCHED.')
-    opaque: tuple[Regex, ...] = Field((), description="Raw data in other formats, delivered as they came, without de-identification: regular expressions for SOURCE/FOLDER/FILE below the landing directory, with groups (?P<session>...) and, if needed, (?P<subject>...) for the session's labels.", examples=[["ge/(?P<session>[^/]+)/P\\d+\\.7"]])
-
-    @model_validator(mode="after")
-    def _known(self) -> RouteKSpace:
-        if strange := sorted(set(self.keep) - KEEPABLE):
-            raise ValueError(f"keep = {strange} is no kind of field; use {', '.join(sorted(KEEPABLE))}")
-        for pattern in self.opaque:
-            if "session" not in re.compile(pattern).groupindex:
-                raise ValueError(f"opaque: {pattern} does not tell the session; add a group (?P<session>...)")
-        return self
-
-
-class Route(_Table):
+class Route(Table):
     """Where a session goes. The first route whose conditions all hold for one of the session's series takes it."""
 
     name: Name = Field(description="Name of the route, in the ledger and in receipts.", examples=["brain-study"])
@@ -224,7 +128,7 @@ class Route(_Table):
     scripts: tuple[str, ...] = Field((), description='Anonymisation, in order, after the site-wide one: files of DicomEdit 6 or CTP scripts, or the DICOM profile as "ps3.15" with its options. A shipment whose scripts cannot run is not shipped.', examples=[["/etc/relay-agent/p1.das", "ps3.15 retain-device-identity"]])
     lookup: Path | None = Field(None, description="Lookup table of these scripts.", examples=["/etc/relay-agent/p1.lookup"])
     site_scripts: bool = Field(True, description="Run the site-wide scripts first.")
-    headers: dict[Tag, Annotated[str, AfterValidator(_template)]] = Field(default_factory=dict, description="Set after the scripts: texts with {project}, {subject}, {session} and {accession} as identification or a reviewer gave them.", examples=[{"0008,0050": "{accession}", "0008,1030": "{project}", "0010,0010": "{subject}", "0010,0020": "{session}"}])
+    headers: dict[Tag, Template] = Field(default_factory=dict, description="Set after the scripts: texts with {project}, {subject}, {session} and {accession} as identification or a reviewer gave them.", examples=[{"0008,0050": "{accession}", "0008,1030": "{project}", "0010,0010": "{subject}", "0010,0020": "{session}"}])
     identifiers: tuple[Tag, ...] = Field((), description="More elements whose original values must not be left anywhere in the result; name, IDs, birth date and accession number always are.", examples=[["0008,0080"]])
     keep: tuple[Tag, ...] = Field((), description="Elements in which original values may stay.", examples=[["0010,0030"]])
     patient_labels_allowed: bool = Field(False, description="Subject and session labels may be Patient's Name and Patient ID as received, where neither rules nor comments give others. Otherwise a de-identified session with such labels waits for a person.")
@@ -232,49 +136,7 @@ class Route(_Table):
     kspace: RouteKSpace | None = Field(None)
 
 
-class Pull(_Table):
-    """Raw data are fetched from the scanner's back end (imager, MARS) by SSH: in idle hours, and never while something changes there, as it does during a scan."""
-
-    host: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9.:_-]*$", description="Host name or address of the imager, as this box reaches it.", examples=["192.168.2.2"])
-    port: int = Field(22, ge=1, le=65535, description="TCP port of its SSH server.")
-    user: str = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$", description="Account on it; may read the folder, needs nothing else.", examples=["relay"])
-    key: Credential = Field(description="File with the private key for it, without a passphrase; a bare name is looked up in $CREDENTIALS_DIRECTORY.", examples=["imager-key"])
-    host_key: str = Field(pattern=r"^[a-z0-9@.-]+ [A-Za-z0-9+/=]+$", description="Its host key, type and key, as it was told to you; ssh-keyscan prints it, but a stranger's as well.", examples=["ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIEXAMPLEEXAMPLEEXAMPLE"])
-    folder: str = Field(pattern=r"^[^\x00-\x1f]+$", description="Folder on it that holds the raw data.", examples=["/data/raw"])
-    method: Literal["sftp", "rsync"] = Field("sftp", description="sftp, or rsync where that is installed on it.")
-    ssh_options: tuple[str, ...] = Field((), description="More options of ssh, for old servers.", examples=[["KexAlgorithms=+diffie-hellman-group14-sha1", "HostKeyAlgorithms=+ssh-rsa", "PubkeyAcceptedAlgorithms=+ssh-rsa"]])
-    windows: tuple[Window, ...] = Field((), description="Idle hours, the only ones in which files are fetched; none means always. A window's bandwidth limits that.")
-    bandwidth: Rate | None = Field(None, description="Limit; absent means none.", examples=["250 Mbit/s"])
-    poll: Duration = Field(300.0, gt=0, description="The folder is listed this often. Files are fetched when two lists are the same, and no longer than that.", examples=["5 min"])
-    list_command: str | None = Field(None, description="Command to run over there that prints the scanner's own list.", examples=["RaidTool -d -a 192.168.2.2 -p 8010"])
-    running: Regex = Field(r"\bwip\b", description="While this is found in the scanner's list, a scan is running and nothing is fetched.")
-    everything: bool = Field(False, description="Fetch all raw data, not only what may belong to a received session of a route with raw data.")
-    smallest: Size = Field(10**6, description="Smaller files (adjustment scans) are not fetched.", examples=["1 MB"])
-
-
-class KSpaceSource(_Table):
-    """Where raw k-space data of a scanner come from: a folder of the landing directory, named as the source."""
-
-    name: Name = Field(description="Name of the source, in the ledger and as its folder kspace/landing/NAME below data.", examples=["prisma"])
-    patterns: tuple[str, ...] = Field(("*.dat",), description="Names of files that are raw data; others stay where they are, and status tells how many.")
-    opaque: bool = Field(False, description="Other vendors' formats: files are taken in as they are, and only go where a route's kspace.opaque says.")
-    receivers: tuple[AETitle, ...] = Field((), description="The scanner's DICOM sessions come to these receivers; none means any.", examples=[["RELAY"]])
-    overwritten_after: Duration = Field(2 * 86400.0, gt=0, description="How long the scanner keeps raw data before it overwrites them; status counts down from this.", examples=["2 d"])
-    pull: Pull | None = Field(None)
-
-
-class KSpace(_Table):
-    """Raw k-space data: what the disk may hold of it, and how long it waits for its session."""
-
-    source: tuple[KSpaceSource, ...] = Field(())
-    incomplete_after: Duration = Field(3600.0, description="A file that is not whole is left in the landing directory, as somebody may still write it, until it has not changed for this long; then it is taken in and shown as incomplete.", examples=["1 h"])
-    deadline: Duration = Field(7 * 86400.0, description="Raw data that found no session for this long wait for a person.", examples=["7 d"])
-    reserve: Size = Field(20 * 2**30, description="Below this much free space raw data are neither fetched nor copied, so that DICOM always has room; more than receive.reserve.", examples=["20 GiB"])
-    quota: Size | None = Field(None, description="Most that raw data may take of the disk before no more are fetched or copied; absent means what the file system has.", examples=["2 TB"])
-    discard: Duration | None = Field(None, description="Delete raw data that no route wants (state rejected) after this long; absent means that a person does.", examples=["30 d"])
-
-
-class Deidentify(_Table):
+class Deidentify(Table):
     """De-identification at this box, before anything leaves."""
 
     scripts: tuple[str, ...] = Field((), description="Site-wide scripts, run before those of the routes.", examples=[["/etc/relay-agent/site.das"]])
@@ -283,105 +145,19 @@ class Deidentify(_Table):
     processes: int = Field(0, ge=0, description="Processes that de-identify; 0 is one for each core.")
 
 
-class Review(_Table):
+class Review(Table):
     """Review of sessions before they leave."""
 
     identified: tuple[str, ...] = Field((), description="Users who may see patients' data in a review; everybody else sees what will leave.", examples=[["anna"]])
 
 
-class Window(_Table):
-    """Hours in which a destination is sent to, and how fast."""
-
-    start: time = Field(description="Local time at which the window opens.", examples=["18:00"])
-    end: time = Field(description="Local time at which it closes; earlier than start means past midnight.", examples=["06:00"])
-    bandwidth: Rate | None = Field(None, description="Limit inside this window; absent means the destination's own.", examples=["80 Mbit/s"])
-
-    @model_validator(mode="after")
-    def _opens(self) -> Window:
-        if self.start == self.end:
-            raise ValueError(f"start = end = {self.start} would never open; no window at all means always")
-        return self
-
-
-class _Destination(_Table):
-    name: Name = Field(description="Name of the destination.", examples=["central"])
-    bandwidth: Rate | None = Field(None, description="Limit of what is sent, over all streams; absent means none.", examples=["24 Mbit/s"])
-    windows: tuple[Window, ...] = Field((), description="Hours in which to send; none means always.")
-    streams: int = Field(3, ge=1, le=16, description="Parallel streams.")
-    retry_first: Duration = Field(10.0, gt=0, description="Pause after the first failure; it doubles from there, with jitter.", examples=["10 s"])
-    retry_longest: Duration = Field(900.0, gt=0, description="Longest pause. Retries never end.", examples=["15 min"])
-
-
-class _HTTP(_Destination):
-    url: str = Field(pattern=r"^https?://[^/@\s]+(/\S*)?$", description="Base address, without a user. TLS is always verified; plain http is for tests on one machine.", examples=["https://xnat.example.org"])
-    credential: Credential | None = Field(None, description='File with one line "user:password" or "alias:secret"; a bare name is looked up in $CREDENTIALS_DIRECTORY.', examples=["central"])
-    ca_bundle: Path | None = Field(None, description="PEM file of the CAs to trust instead of the system's, for example of an inspecting proxy.", examples=["/etc/relay-agent/ca.pem"])
-    proxy: str | None = Field(None, pattern=r"^https?://[^/\s]+/?$", description="HTTP(S) proxy; absent means that of the environment.", examples=["http://proxy.example.org:3128"])
-    part_size: Size = Field(256 * 2**20, ge=2**20, le=2**31, description="Largest part that travels in one request.", examples=["256 MiB"])
-    timeout: Duration = Field(120.0, gt=0, description="How long an answer may take. After a time-out the server is looked at first; only what is missing is sent again.", examples=["2 min"])
-    verify: Literal["whole", "sample"] = Field("whole", description="How much is fetched back where the server's digests cannot prove arrival: everything, or one instance of each series.")
-
-
-class XNATKSpace(_Table):
-    """How raw k-space data go to this XNAT: always after DICOM, in pieces where a request would be cut on its way."""
-
-    bandwidth: Rate | None = Field(None, description="Limit of raw data, within that of the destination; absent means none of their own.", examples=["16 Mbit/s"])
-    windows: tuple[Window, ...] = Field((), description="Hours in which raw data are sent, within those of the destination; none means always.")
-    single_request: Size = Field(0, description="Files up to this size travel in one request, for a way on which nothing cuts long requests. Larger ones go in pieces, which somebody joins over there (relay-agent kspace join).", examples=["100 GB"])
-    piece_time: Duration = Field(25.0, gt=0, description="A piece is as large as the line moves in this time, at most part_size; well below the 100 s after which proxies cut.", examples=["25 s"])
-    compression: Literal["none", "zstd"] = Field("none", description='"zstd" packs the pieces without loss (a shuffle of 4 bytes, then zstd), which whoever joins them over there undoes; "none" sends the original bytes.')
-
-
-class XNAT(_HTTP):
-    """A central XNAT."""
-
-    kind: Literal["xnat"] = Field("xnat", description="xnat, dicomweb or dicom.")
-    compression: Literal["auto", "deflate", "store"] = Field("auto", description="Deflate when the line is slower than the compressor, store when it is faster.")
-    archive: bool = Field(True, description="Archive at once unless the session says otherwise (AA:false).")
-    accept_prearchive: bool = Field(False, description="Take a session that waits in the prearchive as delivered. Otherwise the box keeps it until it is archived.")
-    prevent_anon: bool = Field(False, description="Ask XNAT not to run its site-wide script on these sessions. Only if the central site agrees.")
-    token_lifetime: Duration = Field(2 * 86400.0, description="Lifetime of alias tokens at that XNAT (aliasTokenTimeout); refreshed at half of it.", examples=["2 d"])
-    kspace: XNATKSpace = Field(default_factory=XNATKSpace)
-
-
-class DICOMweb(_HTTP):
-    """An archive that takes STOW-RS and answers QIDO-RS and WADO-RS (PS3.18)."""
-
-    name: Name = Field(description="Name of the destination.", examples=["archive"])
-    kind: Literal["dicomweb"] = Field(description="A DICOMweb archive.", examples=["dicomweb"])
-
-
-class DICOM(_Destination):
-    """Another Storage SCP."""
-
-    name: Name = Field(description="Name of the destination.", examples=["pacs"])
-    kind: Literal["dicom"] = Field(description="A DICOM receiver.", examples=["dicom"])
-    host: str = Field(description="Host name or address.", examples=["pacs.example.org"])
-    port: int = Field(description="TCP port.", examples=[104], ge=1, le=65535)
-    ae_title: AETitle = Field(description="AE title of the receiver there.", examples=["PACS"])
-    calling_ae_title: AETitle = Field("RELAY", description="AE title to call with.")
-    tls_ca: Path | None = Field(None, description="PEM file of the CAs to trust; given, DICOM TLS is spoken.", examples=["/etc/relay-agent/ca.pem"])
-    verify: Literal["find", "status"] = Field("find", description="Proof of arrival: C-FIND at IMAGE level after sending, or the C-STORE status alone.")
-
-
-Destination = Annotated[XNAT | DICOMweb | DICOM, Field(discriminator="kind")]
-
-
-_KINDS: dict[str | int, type[_Destination]] = {"xnat": XNAT, "dicomweb": DICOMweb, "dicom": DICOM}
-
-
-def _kind(value: Any) -> Any:
-    # `kind` may be left out: XNAT is what this box is for.
-    return {"kind": "xnat", **value} if isinstance(value, dict) else value
-
-
-class Purge(_Table):
+class Purge(Table):
     """What is forgotten when. Nothing is, before it is verified at all its destinations."""
 
     retention: Duration = Field(7 * 86400.0, description="How long files are kept after that.", examples=["7 d"])
 
 
-class Alert(_Table):
+class Alert(Table):
     """E-mail to operators, one message a condition, with reminders."""
 
     smtp_host: str = Field(description="SMTP server.", examples=["mail.example.org"])
@@ -396,7 +172,7 @@ class Alert(_Table):
     held: Duration = Field(86400.0, description="Tell when a session is held for longer than this.", examples=["1 d"])
 
 
-class Config(_Table):
+class Config(Table):
     """Everything the agent is told."""
 
     name: Name = Field("relay", description="Name of this box, in receipts and alerts.", examples=["relay-0001"])
@@ -410,7 +186,7 @@ class Config(_Table):
     deidentify: Deidentify = Field(default_factory=Deidentify)
     review: Review = Field(default_factory=Review)
     route: tuple[Route, ...] = Field(())
-    destination: tuple[Annotated[Destination, BeforeValidator(_kind)], ...] = Field(())
+    destination: tuple[Destination, ...] = Field(())
     purge: Purge = Field(default_factory=Purge)
     alert: Alert | None = Field(None)
 
@@ -515,7 +291,7 @@ def load(path: Path) -> Config:
         # A list with a bad entry counts as short of it: said once is enough.
         found = [item for item in found if item["type"] != "too_short"
                  or not any(other["loc"][:-1][:len(item["loc"])] == item["loc"] for other in found)]
-        raise ConfigError("\n".join(f"{path}: {config_text.finding(item, Config, _KINDS)}" for item in found)) from None
+        raise ConfigError("\n".join(f"{path}: {config_text.finding(item, Config, KINDS)}" for item in found)) from None
 
 
 def example() -> str:

@@ -100,7 +100,9 @@ def _table(name: str, model: Model, repeated: bool, off: str) -> list[str]:
               for line in _settings(model, skip={key for key, models in inner.items() if models})]
     for key, models in inner.items():
         for part in models:
-            many = "tuple" in str(model.model_fields[key].annotation)
+            field = model.model_fields[key]
+            many = "tuple" in str(field.annotation)
+            lines += [f"# {field.description}"] if field.description else []
             lines += _table(f"{name}.{key}", part, many, "# ")
     return lines
 

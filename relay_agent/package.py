@@ -22,7 +22,7 @@ from pydicom import dcmread
 
 from relay_agent import dicom
 from relay_agent.config import Config
-from relay_agent.kspace import sidecar
+from relay_agent.kspace import keep, sidecar
 from relay_agent.kspace.twix import Verdict
 from relay_agent.ledger import Ledger
 
@@ -84,7 +84,7 @@ class Manifest:
     kind: str = "session"  # or raw
     scan: str = ""  # raw: number of the series that it belongs to; empty: to the session as a whole
     series_uid: str = ""  # raw: that series, as it was delivered
-    resource: str = ""  # raw: label of the resource, KSPACE or KSPACE_UNMATCHED
+    resource: str = ""  # raw: label of the resource; KSPACE is the one of the scan
 
     @property
     def size(self) -> int:
@@ -124,9 +124,14 @@ def _raw(config: Config, ledger: Ledger, head: sqlite3.Row) -> Manifest:
     items = tuple(Item(raw["instance"], path, "", path.name if path == beside else raw["name"], "", "", "", "", size,
                        md5.hex(), sha256.hex(), False) for path, md5, sha256, size in (
         (config.data / raw["path"], raw["md5"], raw["sha256"], raw["size"]), (beside, *sizes)))
-    to_scan = raw["series_uid"] or raw["by_hand"] or raw["verdict"] not in (Verdict.COMPLETE, Verdict.ABORTED)
+    resource = "KSPACE"
+    if not raw["series_uid"]:
+        if keep.is_adjustment(raw):
+            resource = "KSPACE_ADJ"
+        elif not raw["by_hand"] and raw["verdict"] in (Verdict.COMPLETE, Verdict.ABORTED):
+            resource = "KSPACE_UNMATCHED"
     return Manifest(head["id"], study, 0, head["project"], head["subject"], head["session"], None, items,
-                    head["recipe"], "raw", number, series, "KSPACE" if to_scan else "KSPACE_UNMATCHED")
+                    head["recipe"], "raw", number, series, resource)
 
 
 def _whole(path: Path, number: int) -> tuple[bytes, bytes, int]:

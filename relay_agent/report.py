@@ -215,7 +215,8 @@ def _lasting(seconds: float | None) -> str | None:
 def print_raw(console: Console, found: Mapping[str, Any], replaced: bool = False) -> None:
     """What is known of raw data; with ``replaced`` also where what was replaced."""
     console.print(f"{'raw data':>13}: {found['file']}, {found['verdict']}"
-                  + (f" ({found['problem']})" if found["problem"] else ""), soft_wrap=True)
+                  + (f" ({found['problem']})" if found["problem"] else "")
+                  + (", an adjustment of the scanner" if found["adjustment"] else ""), soft_wrap=True)
     to = f"shipment {found['session_shipment']}, " + (f"series {found['series']}" if found["series"] else
                                                       "the session as a whole") if found["session_shipment"] else "none"
     console.print(f"{'belongs to':>13}: {to} ({found['match'] or 'not matched yet'}"
@@ -243,6 +244,8 @@ def print_shipment(console: Console, found: Mapping[str, Any], replaced: bool = 
                                                                                       else ""), soft_wrap=True)
     if found["raw"]:
         print_raw(console, found["raw"], replaced)
+        if found["state"] == State.WAITING and not found["raw"]["session_shipment"]:
+            console.print(f"{'waits until':>13}: {when(found['raw']['deadline'])}, then for a person")
     deliveries = [{key: value for key, value in row.items() if key != "shipment"} for row in found["deliveries"]]
     for key, rows in (("series", found["series"]), ("deliveries", deliveries), ("conflicts", found["conflicts"]),
                       ("related", found["related"]), ("history", found["history"])):

@@ -10,7 +10,8 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
-from relay_agent.config import XNAT, Config, Identify, Route
+from relay_agent.config import Config, Identify, Route
+from relay_agent.config_destinations import XNAT
 from relay_agent.deidentify.recipe import Unusable, recipe_of
 from relay_agent.deidentify.work import is_made, oddity, recipe_for
 from relay_agent.dicom import NotDICOM

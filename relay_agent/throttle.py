@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime, timedelta
 
-from relay_agent.config import Window
+from relay_agent.config_values import Window
 
 _SLICE = 0.1  # seconds of the limit that may go out at once
 
@@ -43,7 +43,7 @@ class Throttle:
             return self._bandwidth
         now = self._now()
         for window in self._windows:
-            if _inside(window, now):
+            if window.holds(now.time()):
                 return window.bandwidth if window.bandwidth is not None else self._bandwidth
         raise Closed(min(_until(window, now) for window in self._windows))
 
@@ -68,13 +68,6 @@ class Throttle:
             pause = self._free_at - now
         if pause > 0:
             self._sleep(pause)
-
-
-def _inside(window: Window, now: datetime) -> bool:
-    moment = now.time()
-    if window.start <= window.end:
-        return window.start <= moment < window.end
-    return moment >= window.start or moment < window.end
 
 
 def _until(window: Window, now: datetime) -> float:

@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 import requests
 
-from relay_agent.config import XNAT
+from relay_agent.config_destinations import XNAT
 from relay_agent.destinations import Retry, Stopped
 from relay_agent.destinations.tokens import Tokens
 from relay_agent.destinations.web import Web

@@ -19,7 +19,7 @@ from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from pynetdicom import StoragePresentationContexts
 
 from relay_agent import dicom, dimse, scu
-from relay_agent.config import DICOM
+from relay_agent.config_destinations import DICOM
 from relay_agent.destinations import DeliveryError, Finding, Proof, Retry, Stopped
 from relay_agent.destinations.web import words
 from relay_agent.negotiate import VERIFICATION

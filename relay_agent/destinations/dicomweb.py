@@ -13,7 +13,8 @@ from xml.etree import ElementTree
 import requests
 
 from relay_agent import dicom
-from relay_agent.config import ConfigError, DICOMweb, secret
+from relay_agent.config import ConfigError, secret
+from relay_agent.config_destinations import DICOMweb
 from relay_agent.destinations import DeliveryError, Finding, Proof, Retry, Stopped
 from relay_agent.destinations.dicom import meaning
 from relay_agent.destinations.multipart import Multipart, read_parts

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from relay_agent.config import XNAT, Config, DICOMweb
+from relay_agent.config import Config
+from relay_agent.config_destinations import XNAT, DICOMweb
 from relay_agent.destinations import Destination
 from relay_agent.destinations.dicom import DICOMDestination
 from relay_agent.destinations.dicomweb import DICOMwebDestination

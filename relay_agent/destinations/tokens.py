@@ -15,7 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from relay_agent import units
-from relay_agent.config import XNAT, secret
+from relay_agent.config import secret
+from relay_agent.config_destinations import XNAT
 from relay_agent.destinations import Retry
 
 

@@ -12,7 +12,7 @@ import requests
 from requests.adapters import HTTPAdapter
 
 from relay_agent import __version__
-from relay_agent.config import XNAT, DICOMweb
+from relay_agent.config_destinations import XNAT, DICOMweb
 from relay_agent.destinations import Retry
 
 # No browser's name in it: XNAT asks browsers for a CSRF token (xdat SecureAction).

@@ -24,7 +24,7 @@ from pydicom import dcmread
 from pydicom.errors import InvalidDicomError
 
 from relay_agent import dicom
-from relay_agent.config import XNAT
+from relay_agent.config_destinations import XNAT
 from relay_agent.destinations import Finding, Proof, Retry, Stopped, Waiting
 from relay_agent.destinations.account import Account, short
 from relay_agent.destinations.tokens import Tokens

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
-from relay_agent.config import XNAT
+from relay_agent.config_destinations import XNAT
 from relay_agent.destinations import Finding, Proof, Retry
 from relay_agent.destinations.account import Account
 from relay_agent.destinations.pieces import Step

@@ -26,8 +26,8 @@ def status(config: Config, ledger: Ledger, now: float) -> dict[str, Any] | None:
     return {
         "states": {row["state"]: {"files": row["n"], "bytes": row["b"]} for row in ledger.all(
             "SELECT state, count(*) AS n, sum(bytes) AS b FROM shipment WHERE kind = 'raw' GROUP BY state")},
-        "room": ahead.left, "a_day": ahead.daily, "seconds_until_window": round(ahead.window),
-        "expected": ahead.expected,
+        "room": ahead.left, "freed": ahead.freed, "on_scanners": ahead.there, "a_day": ahead.daily,
+        "seconds_until_window": round(ahead.window), "expected": ahead.expected,
         "sources": [{"name": source.name, **_landed(config, source.name), **_listed(
             ledger, source.name, source.overwritten_after, now)} for source in config.kspace.source],
         "clocks": [{"scanner": serial, "offset_seconds": round(found.seconds, 2), "pairs": found.pairs,
@@ -63,6 +63,7 @@ def raw(ledger: Ledger, shipment: int) -> dict[str, Any] | None:
         return None
     found, facts = json.loads(row["found"] or "{}"), json.loads(row["facts"])
     return {"file": row["name"], "verdict": row["verdict"], "problem": row["problem"],
+            "adjustment": keep.is_adjustment(row),
             "measurements": facts.get("measurements", []), "readouts": facts.get("readouts", []),
             "scanner_serial": row["serial"], "session_shipment": row["session"], "series": row["series_uid"],
             "score": row["score"], "match": "by hand" if row["by_hand"] else found.get("state"),
@@ -90,13 +91,15 @@ def conditions(config: Config, ledger: Ledger, now: float) -> Iterator[tuple[str
     ahead = room.outlook(config, ledger, now)
     if ahead.short:
         opens = f", and the next window to send opens in {show_duration(ahead.window)}" if ahead.window else ""
+        soon = f", and {show_size(ahead.freed)} will be purged in time" if ahead.freed else ""
         waits = ledger.value("SELECT sum(bytes) FROM shipment WHERE kind = 'raw' AND state NOT IN (?, ?, ?)",
                              State.DELIVERED, State.PURGED, State.REJECTED)
         yield "raw space short", "disk", (
-            f"{show_size(ahead.left)} are left for raw data. The scanners produced {show_size(ahead.daily)} a day"
-            f"{opens}: {show_size(ahead.expected)} are expected by then. {show_size(waits or 0)} wait to leave. What "
-            "does not fit is not fetched, and the scanner overwrites it. Open a longer window, shorten purge.retention "
-            "or give it more disk (kspace.quota, kspace.reserve).")
+            f"{show_size(ahead.left)} are left for raw data{soon}. The scanners hold {show_size(ahead.there)} that is "
+            f"not fetched and produced {show_size(ahead.daily)} a day{opens}: {show_size(ahead.expected)} are expected "
+            f"by then. {show_size(waits or 0)} wait to leave. What does not fit is not fetched, and the scanner "
+            "overwrites it. Open a longer window, shorten purge.retention or give it more disk (kspace.quota, "
+            "kspace.reserve).")
     for source in config.kspace.source:
         found = _listed(ledger, source.name, source.overwritten_after, now)
         if found["overwritten_in_seconds"] is not None and found["overwritten_in_seconds"] < _SOON:

@@ -14,7 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from relay_agent.config import XNAT, Config, Route
+from relay_agent.config import Config, Route
+from relay_agent.config_destinations import XNAT
 from relay_agent.kspace import keep, match, sidecar
 from relay_agent.kspace.make import protocol_name, recipe_hash
 from relay_agent.kspace.pickup import OPAQUE
@@ -160,7 +161,7 @@ def _may_go(config: Config, ledger: Ledger, head: sqlite3.Row, raw: sqlite3.Row,
     if not is_twix and settings.scrub and not settings.opaque:
         return Decision(State.HELD, f"it cannot be de-identified, and route {route.name} takes no other formats "
                         "(kspace.opaque)", found, None, route)
-    unwanted = _unwanted(config, ledger, head, route) if is_twix else ""
+    unwanted = _unwanted(config, ledger, head, raw, route) if is_twix else ""
     if unwanted:
         return Decision(State.REJECTED, unwanted, found, None, route)
     recipe = recipe_hash(settings, session["project"] or "", session["id"], settings.scrub and is_twix)
@@ -188,9 +189,12 @@ def made_as_configured(config: Config, ledger: Ledger, head: sqlite3.Row) -> boo
                                               and raw["verdict"] not in (OPAQUE, Verdict.NOT_TWIX)))
 
 
-def _unwanted(config: Config, ledger: Ledger, head: sqlite3.Row, route: Route) -> str:
+def _unwanted(config: Config, ledger: Ledger, head: sqlite3.Row, raw: sqlite3.Row, route: Route) -> str:
     settings = route.kspace
     assert settings is not None
+    if keep.is_adjustment(raw):
+        return "" if settings.adjustments else (f"an adjustment of the scanner, and route {route.name} wants none "
+                                                "(kspace.adjustments)")
     if head["bytes"] < settings.smallest:
         return f"smaller than route {route.name} wants raw data to be (kspace.smallest)"
     if settings.protocols:

@@ -20,6 +20,7 @@ from relay_agent.kspace.twix import Check
 _PIXELS = 0x7FE00000
 _CSA_SERIES = 0x1020  # (0029,xx20) of SIEMENS CSA HEADER: the protocol, with tReferenceImage
 _PLANNED = re.compile(rb'tReferenceImage\d+[ \t]*=[ \t]*"{1,2}([\d.]+)"')
+_ADJUSTMENT = re.compile(r"Adj[A-Z]\w*")
 _TIME = re.compile(r"(?:\d{8})?(\d\d)(\d\d)(\d\d(?:\.\d+)?)")
 
 
@@ -56,6 +57,11 @@ def raw(path: Path, found: Check) -> Raw:
     return Raw(frozenset(frames - {""}), frozenset(planned), _value(by_name, "DeviceSerialNumber"),
                _value(by_name, "PatientID"), _value(by_name, "tProtocolName", "ProtocolName"),
                found.measurements[-1].first, int(repetition[1]) / 1e6 if repetition else 0.0)
+
+
+def is_adjustment(protocol: str) -> bool:
+    """Whether a protocol of this name is an adjustment of the scanner, which has no series, and no scan."""
+    return _ADJUSTMENT.fullmatch(protocol) is not None
 
 
 def _value(by_name: dict[str, bytes], *labels: str) -> str:

@@ -66,6 +66,11 @@ def raw_of(facts: str) -> Raw:
                found["protocol"], found["start"], found["repetition"])
 
 
+def is_adjustment(raw: sqlite3.Row) -> bool:
+    """Whether raw data are an adjustment of the scanner and no scan; see facts.is_adjustment."""
+    return bool(json.loads(raw["facts"]).get("adjustment"))
+
+
 def candidates(ledger: Ledger, raw: Raw, receivers: Collection[str]) -> list[Session]:
     """The sessions that share anything with raw data, by the number of their first shipment.
 

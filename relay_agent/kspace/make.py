@@ -15,7 +15,7 @@ from typing import Any
 
 from relay_agent import __version__
 from relay_agent.charset import Undecodable
-from relay_agent.config import RouteKSpace
+from relay_agent.config_kspace import RouteKSpace
 from relay_agent.dataset import Broken
 from relay_agent.deidentify.residue import PATIENT
 from relay_agent.deidentify.uids import UIDs

@@ -22,7 +22,8 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from relay_agent.book import alive
-from relay_agent.config import Config, KSpaceSource
+from relay_agent.config import Config
+from relay_agent.config_kspace import KSpaceSource
 from relay_agent.deidentify.key import box_key
 from relay_agent.journal import sync_folder
 from relay_agent.kspace import facts, protocol, room
@@ -71,7 +72,8 @@ def inspect(path: Path, opaque: bool, key: bytes) -> Inspected:
         return Inspected(stamp, found.verdict, found.reason or str(error), found.sha256, "{}")
     uids = [one.uid for one in found.measurements]
     scan = hidden(key, "scan", f"{sorted(said.frames)} {said.serial} {uids}") if said.frames and any(uids) else ""
-    told = facts_of(key, said, scan=scan, measurements=uids, readouts=[one.readouts for one in found.measurements])
+    told = facts_of(key, said, scan=scan, measurements=uids, readouts=[one.readouts for one in found.measurements],
+                    adjustment=facts.is_adjustment(said.protocol))
     return Inspected(stamp, found.verdict, found.reason, found.sha256, told, uids[-1])
 
 
@@ -181,7 +183,9 @@ def upload(path: Path, below: Path, source: KSpaceSource, config: Config, ledger
         enter(found, work, f"{source.name}/{below}", source, config, ledger, key, "upload")
     finally:
         work.unlink(missing_ok=True)
-    return f"{found.verdict}: {found.problem}" if found.verdict in (Verdict.INCOMPLETE, Verdict.NOT_TWIX) else None
+    if found.verdict in (Verdict.INCOMPLETE, Verdict.NOT_TWIX):
+        return f"{found.verdict}: {found.problem}; it is kept, and held"
+    return None
 
 
 def _copied(path: Path, source: str, config: Config) -> Path:

@@ -17,7 +17,8 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from relay_agent.config import Config, ConfigError, KSpaceSource, Pull
+from relay_agent.config import Config, ConfigError
+from relay_agent.config_kspace import KSpaceSource, Pull
 from relay_agent.deidentify.key import box_key
 from relay_agent.journal import sync_folder
 from relay_agent.kspace import room
@@ -163,7 +164,8 @@ class Puller:
         if self._settings.everything:
             return True
         routes = [route.name for route in self._config.route if route.kspace]
-        receivers = self._source.receivers or [receiver.name for receiver in self._config.receiver]
+        titles = self._source.receivers
+        receivers = [one.name for one in self._config.receiver if not titles or one.ae_title in titles]
         return connection.execute(
             f"SELECT 1 FROM shipment WHERE kind = 'session' AND route IN ({', '.join('?' * len(routes))}) AND receiver "
             f"IN ({', '.join('?' * len(receivers))}) AND opened - ? <= ? AND last_arrival + ? >= ? LIMIT 1",

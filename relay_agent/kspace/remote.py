@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from relay_agent.config import Pull, credential_path
+from relay_agent.config import credential_path
+from relay_agent.config_kspace import Pull
 
 _LIST = 120.0  # seconds for a list
 _LOOK = 1.0  # seconds between looks whether to go on
@@ -39,10 +40,11 @@ _WORDS = (
     ("connection timed out", "no answer; is it on, does the firewall let us through?"),
     ("no route to host", "there is no way to it; check cable and network"),
     ("no matching", "it is too old for this SSH: name what it speaks in ssh_options"),
+    ("failed to exec", "ssh is not installed on this box"),
     ("no such file", "the folder, or a file in it, is not there"),
     ("permission denied", "this account may not read the folder or a file in it"),
     ("no space left", "the disk of this box is full"),
-    ("command not found", "a program is missing over there; use method sftp, correct list_command"),
+    ("not found", "a program is missing over there; use method sftp, correct list_command"),
 )
 
 
@@ -133,8 +135,12 @@ class Remote:
 
     def _run(self, command: list[str], batch: str = "", go_on: Callable[[], bool] | None = None) -> str:
         """Run a program; what it printed."""
-        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                              env=_ENVIRONMENT, start_new_session=True) as process:
+        try:
+            started = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                                       env=_ENVIRONMENT, start_new_session=True)
+        except FileNotFoundError:
+            raise Failed(f"{command[0]} is not installed on this box") from None
+        with started as process:
             until = time.monotonic() + _LIST
             given: bytes | None = batch.encode()
             while True:

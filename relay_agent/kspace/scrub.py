@@ -33,6 +33,7 @@ from relay_agent.kspace.twix import BLOCK, Check, Layout, Verdict, check, layout
 VERSIONS = frozenset({"VB17", "VB19", "VB20", "VD11", "VD13", "VE11", "VE12", "XA10", "XA11", "XA20", "XA30", "XA31",
                       "XA50", "XA51"})
 _ROOT = b"2.25"
+_LARGEST_TABLE = 2**20  # bytes before the first measurement; 10,240 in all files that were seen
 _PATIENT, _PROTOCOL = slice(24, 88), slice(88, 152)  # of an entry of the table
 _UNKNOWN = re.compile(rb"(?i)(?:patients?_?name|patient_?id|birth_?da(?:y|te)|registrationdata)[\"'\]]*\s*[=:>]"
                       rb"(?!\s*(?:\{|\n|\r|\"|[-+\d]))")
@@ -108,7 +109,10 @@ class _Planner:
         for number, version in enumerate(seen, 1):
             if version not in versions:
                 raise Held(f"measurement {number}: the software version {version or 'is not told and'} is not known")
-        table = os.pread(self._file, self._found.measurements[0].start, 0)
+        first = self._found.measurements[0].start
+        if first > _LARGEST_TABLE:  # would be read into memory, and only as far as one read goes
+            raise Held("bytes lie between its table and its measurements that nobody knows")
+        table = os.pread(self._file, first, 0)
         self._add(self._table(table, collect=True), 0)
         needles = Needles(self._values)
         self._patches.clear()

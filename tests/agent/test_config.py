@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relay_agent import config, config_text
-from relay_agent.config import DICOM, XNAT, Config, ConfigError, DICOMweb
+from relay_agent.config import Config, ConfigError
+from relay_agent.config_destinations import DICOM, XNAT, DICOMweb
 
 RECEIVER = '[[receiver]]\nae_title = "RELAY"\nallow = ["*"]\n'
 DESTINATION = '[[destination]]\nname = "central"\nurl = "https://xnat.example.org"\n'

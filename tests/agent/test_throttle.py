@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay_agent.config import Window
+from relay_agent.config_values import Window
 from relay_agent.throttle import Closed, Throttle
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import requests
 
-from relay_agent.config import XNAT
+from relay_agent.config_destinations import XNAT
 from relay_agent.destinations.tokens import Tokens
 from relay_agent.destinations.xnat_raw import XNATRaw
 from relay_agent.package import Item, Manifest

@@ -20,7 +20,8 @@ from pynetdicom import AE, _config, evt
 from pynetdicom.dimse_primitives import N_EVENT_REPORT
 
 from relay_agent import dicom
-from relay_agent.config import DICOM, Window
+from relay_agent.config_destinations import DICOM
+from relay_agent.config_values import Window
 from relay_agent.destinations import Retry, Stopped
 from relay_agent.destinations import dicom as dicom_destination
 from relay_agent.destinations.dicom import DICOMDestination, meaning

@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 import requests
 
-from relay_agent.config import DICOMweb, Window
+from relay_agent.config_destinations import DICOMweb
+from relay_agent.config_values import Window
 from relay_agent.destinations import Retry, Stopped
 from relay_agent.destinations.dicomweb import DICOMwebDestination
 from relay_agent.package import Manifest

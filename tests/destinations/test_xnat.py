@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from relay_agent.config import XNAT
+from relay_agent.config_destinations import XNAT
 from relay_agent.destinations import Retry, Stopped
 from relay_agent.destinations.tokens import Tokens
 from relay_agent.destinations.xnat import XNATDestination

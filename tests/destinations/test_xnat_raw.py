@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from relay_agent.config import XNAT, Window
+from relay_agent.config_destinations import XNAT
+from relay_agent.config_values import Window
 from relay_agent.destinations import Proof, Retry, Stopped
 from relay_agent.destinations.tokens import Tokens
 from relay_agent.destinations.xnat_raw import XNATRaw

@@ -60,6 +60,8 @@ def test_scrub(raw, tmp_path, capsys):
     assert PERSON.age.encode() in out.read_bytes()
     assert silent(capsys.readouterr().out)
     assert run("scrub", raw, out) == 4  # is there already
+    assert run("scrub", raw, tmp_path / "nowhere" / "out.dat") == 4
+    assert "nowhere: no such folder" in capsys.readouterr().err
     assert run("scrub", "--json", raw, tmp_path / "again.dat") == 0
     captured = capsys.readouterr()
     assert json.loads(captured.out)["versions"] == ["VE11"]
@@ -87,3 +89,12 @@ def test_match(raw, tmp_path, capsys):
     assert row["candidates"][0]["series"] == [{"uid": "1.2.3.7", "number": 7}]
     (tmp_path / "empty").mkdir()
     assert run("match", raw, "--dicom", tmp_path / "empty") == 1
+    assert "there is no DICOM in it" in capsys.readouterr().err
+    assert run("match", raw, "--dicom", tmp_path / "absent") == 4
+    assert "absent: no such folder" in capsys.readouterr().err
+    raw.write_bytes(raw.read_bytes()[:-900])
+    assert run("match", raw, "--dicom", tmp_path / "dicom") == 0
+    assert "matched (incomplete: it ends before" in capsys.readouterr().out
+    raw.write_bytes(b"no raw data")
+    assert run("match", raw, "--dicom", tmp_path / "dicom") == 1
+    assert "unmatched (not TWIX: " in capsys.readouterr().out

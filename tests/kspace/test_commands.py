@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,14 @@ from relay_agent.ledger import State
 from tests import data
 from tests.kspace.path import RawBox, exam, raw, settings
 from tests.kspace.synthetic import PERSON
+
+PULL = """[kspace.source.pull]
+host = "192.0.2.2"
+user = "relay"
+key = "imager-key"
+host_key = "ssh-ed25519 AAAA"
+folder = "/data/raw"
+"""
 
 
 @pytest.fixture
@@ -40,6 +49,7 @@ def test_a_medium_with_both(box, capsys, tmp_path):
     assert (found["files"], found["taken"]) == (8, 7)
     (problem,) = found["problems"]
     assert problem["file"].endswith("meas_MID359.dat") and problem["problem"].startswith("incomplete: ")
+    assert problem["problem"].endswith("; it is kept, and held")
     assert (medium / "raw/meas_MID358.dat").exists(), "a medium is only read"
     assert not [path for path in box.config.kspace_spool.rglob(".partial*")]
     box.dicom([])
@@ -56,6 +66,24 @@ def test_a_source_by_name(box, capsys, tmp_path):
     status, text = run(box, capsys, "upload", "--source", "prisma", str(path))
     assert status == 1 and "not TWIX" in text, "taken in, and told that it will be held"
     assert len(box.raws()) == 1
+
+
+def test_raw_data_where_there_is_no_source(tmp_path, capsys):
+    file, path = tmp_path / "config.toml", tmp_path / "meas.dat"
+    text = settings().partition("[[kspace.source]]")[0]
+    file.write_text(f'data = "{tmp_path}"\n{text}')
+    path.write_bytes(raw())
+    assert cli.main(["upload", "--config", str(file), str(path)]) == 1
+    assert "add a [[kspace.source]]" in capsys.readouterr().out
+
+
+def test_how_long_it_waits_is_shown(box, capsys):
+    box.land(raw())
+    box.work()
+    assert re.search(r"waits until: \d{4}-\d\d-\d\dT[\d:+]+, then for a person", run(box, capsys, "show", "1")[1])
+    box.dicom(exam())
+    box.work()
+    assert "then for a person" not in run(box, capsys, "show", "1")[1]
 
 
 def test_an_operator_sees_and_decides(box, capsys):
@@ -98,7 +126,9 @@ def test_check_tells_what_is_hardly_meant(tmp_path, capsys):
     for number, (text, words) in enumerate((
             (settings(raw="scrub = false"), "what identifies the patient"),
             (settings().replace("[route.kspace]", ""), "no route delivers them"),
-            (settings().partition("[[kspace.source]]")[0], "there is no source of them"))):
+            (settings().partition("[[kspace.source]]")[0], "there is no source of them"),
+            (settings(kspace='quota = "0 B"'), "0 B are free for raw data"),
+            (settings(raw="adjustments = true", source=PULL), "files below 1 MB are not fetched"))):
         file = tmp_path / f"{number}.toml"
         file.write_text(f'data = "{tmp_path}"\n{text}')
         cli.main(["check", "--offline", "--config", str(file)])

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from relay_agent import package, purge, report, review
+from relay_agent.config_text import toml
 from relay_agent.deidentify.key import box_key
 from relay_agent.deidentify.uids import UIDs
 from relay_agent.kspace import account, decide, facts, keep, pickup, room
@@ -23,7 +24,7 @@ from relay_agent.route import Lapsed, require_current
 from relay_agent.stage import Stager
 from tests.agent.box import Box
 from tests.kspace.path import STUDY, RawBox, clock, exam, raw, settings
-from tests.kspace.synthetic import FRAME, PERSON, PLANNED, REAL, START, File, Person, Scan, build, parts
+from tests.kspace.synthetic import ADJUSTMENT, FRAME, PERSON, PLANNED, REAL, START, File, Person, Scan, build, parts
 
 OTHER_FRAME = FRAME.replace("20240229101112131", "20240229120000000")
 DAY = 86400.0
@@ -335,6 +336,8 @@ def test_the_same_patient_and_scanner_is_not_enough_but_may_do_after_the_deadlin
     ({"raw": 'protocols = ["t2_.*"]'}, raw(), State.REJECTED, "does not want its protocol"),
     ({"raw": 'protocols = ["t2_.*", "t1_.*"]'}, raw(), State.READY, None),
     ({"raw": 'smallest = "1 MB"'}, raw(), State.REJECTED, "smaller than"),
+    ({"raw": ""}, raw(protocol="AdjCoilSens"), State.REJECTED, "an adjustment of the scanner"),
+    ({"raw": ""}, build(File(scans=(ADJUSTMENT, Scan()))), State.READY, None),
     ({"source": 'receivers = ["RELAY"]'}, raw(), State.READY, None),
     ({}, raw(baseline="N4_VG99A", software="syngo MR G99"), State.HELD, "the software version"),
     ({}, raw(baseline="", software="syngo MR XA61", family="XA"), State.HELD, "the software version XA61 is not known"),
@@ -427,6 +430,32 @@ def test_the_clocks_are_learnt_and_then_tell_runs_apart(tmp_path):
     box.land(elsewhere(900, 13 * 3600 - ahead, protocol="bold"), "run.dat")
     box.work()
     assert box.raws()[-1]["series_uid"] == f"{STUDY}9.3", "without the offset it would be none, or the run before"
+
+
+@pytest.mark.parametrize("to", [None, "1"])
+def test_adjustments_go_to_a_resource_of_their_own(tmp_path, to):
+    """They have no series, unless a person says so, and neither name nor size keeps them where they are wanted."""
+    box = RawBox(tmp_path, settings(raw='adjustments = true\nprotocols = ["t1_.*"]\nsmallest = "1 MB"'))
+    box.dicom(exam())
+    box.delivered(1)
+    box.land(raw(357, protocol="AdjCoilSens"))
+    box.work()
+    (row,) = box.raws()
+    if to:
+        review.assign_raw(box.ledger, row["id"], "jane", 1, to)
+        box.work()
+    assert (box.raws()[0]["state"], box.raws()[0]["to_shipment"]) == (State.READY, 1)
+    found = manifest(box.config, box.ledger, row["id"])
+    assert (found.resource, found.scan) == (("KSPACE", "1") if to else ("KSPACE_ADJ", ""))
+    assert sidecar(box, row["id"])["protocol"] == "AdjCoilSens"
+    shown = report.shipment(box.ledger, row["id"])
+    assert shown["raw"]["adjustment"] and shown["raw"]["match"] == ("by hand" if to else "matched")
+
+
+@pytest.mark.parametrize(("name", "answer"), [("AdjCoilSens", True), ("AdjShim", True), ("Adjuvant_t1", False),
+                                              ("t1_AdjCoilSens", False), ("", False)])
+def test_what_is_an_adjustment(name, answer):
+    assert facts.is_adjustment(name) is answer
 
 
 def test_other_formats_go_only_where_a_route_says(tmp_path):
@@ -577,17 +606,54 @@ def test_raw_data_leave_room_for_dicom(tmp_path):
     assert room.left(box.config) == 0
 
 
-def test_the_outlook_counts_the_time_until_the_next_window(tmp_path):
+@pytest.mark.parametrize(("windows", "raw_windows", "hours"), [
+    ([], [], 0), ([("18:00", "06:00")], [], 6), ([], [("18:00", "06:00")], 6), ([], [("11:00", "13:00")], 0),
+    ([("18:00", "06:00")], [("11:00", "13:00"), ("20:00", "21:00")], 8),
+    ([("18:00", "06:00")], [("05:00", "09:00")], 17),
+    ([("11:00", "14:00")], [("10:00", "12:00")], 23), ([("13:00", "20:00")], [("19:00", "13:30")], 1)])
+def test_the_outlook_counts_the_time_until_raw_data_may_leave(tmp_path, windows, raw_windows, hours):
+    """Both kinds of windows have to be open; those of a destination to which no raw data go do not count."""
     now = time.mktime((2026, 3, 2, 12, 0, 0, 0, 0, -1))
-    text = settings(kspace='quota = "100 kB"').replace(
-        ".org", '.org"\nwindows = [{ start = "18:00", end = "06:00" }]\ncompression = "auto')
+    opens, raw_opens = (toml([{"start": start, "end": end} for start, end in one]) for one in (windows, raw_windows))
+    text = settings().replace('.org"', f""".org"
+windows = {opens}
+[destination.kspace]
+windows = {raw_opens}
+[[destination]]
+name = "other"
+url = "https://other.example.org"
+windows = [{{ start = "11:58", end = "11:59" }}]""")
     box = RawBox(tmp_path, text)
     box.land(raw())
     box.work(2)
     with box.ledger.write() as connection:
         connection.execute("UPDATE instance SET arrived = ?", (now - 3600,))
     found = room.outlook(box.config, box.ledger, now)
-    assert (found.daily, found.window, found.expected) == (22_016, 6 * 3600, round(22_016 * 1.25))
+    assert (found.daily, found.window, found.expected) == (22_016, hours * 3600, int(22_016 * (1 + hours / 24)))
+
+
+def test_the_outlook_knows_what_is_purged_in_time_and_what_is_still_on_the_scanner(tmp_path):
+    box = RawBox(tmp_path, settings(kspace='quota = "100 kB"') + '[purge]\nretention = "3 d"\n')
+    box.dicom(exam())
+    box.delivered(1)
+    box.land(raw())
+    box.work()
+    now, (row,) = time.time(), box.raws()
+    ahead = room.outlook(box.config, box.ledger, now)
+    assert (ahead.daily, ahead.freed, ahead.there, ahead.short) == (22_016, 0, 0, False)
+    with box.ledger.write() as connection:
+        connection.execute("INSERT INTO listed (source, name, size, changed, first_seen, last_seen, wanted) VALUES "
+                           "('prisma', 'a', 100000, ?, ?, ?, 1)", (now,) * 3)
+    ahead = room.outlook(box.config, box.ledger, now)
+    assert (ahead.expected, ahead.short) == (122_016, True)
+    (text,) = (text for name, _, text in account.conditions(box.config, box.ledger, now) if name == "raw space short")
+    assert "hold 100 kB that is not fetched and produced 22 kB a day: 122 kB are expected" in text
+    box.delivered(row["id"])
+    later = now + 2.5 * DAY
+    assert room.outlook(box.config, box.ledger, now).freed == 0, "its retention is not over by then"
+    assert room.outlook(box.config, box.ledger, later).freed == 22_016
+    (text,) = (text for name, _, text in account.conditions(box.config, box.ledger, later) if name == "raw space short")
+    assert "and 22 kB will be purged in time" in text
 
 
 def test_raw_data_on_the_scanner_that_nobody_has_fetched(box):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import struct
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from tests.kspace.others import by_mapvbvd, by_twixtools
 from tests.kspace.synthetic import (
     ADJUSTMENT,
     FAMILIES,
+    FIRST,
     FRAME,
     PERSON,
     PLANNED,
@@ -204,6 +206,23 @@ def test_damaged_readouts_are_held_and_nothing_is_left(tmp_path):
     with pytest.raises(Held, match="incomplete"):
         scrub(source, plan(source, UID), target)
     assert not target.exists()
+
+
+@pytest.mark.parametrize("gap", [0, 2**19, 2**20, 2**34])
+def test_a_gap_behind_the_table_is_wiped_or_held(gap, tmp_path):
+    """It may hold anything, and it may be larger than any memory."""
+    content = build(File())
+    path = tmp_path / "meas.dat"
+    with path.open("wb") as file:
+        file.write(content[:8 + 8] + struct.pack("<Q", FIRST + gap) + content[24:FIRST])
+        file.write(PERSON.name.encode() if gap else b"")
+        file.seek(FIRST + gap)
+        file.write(content[FIRST:])
+    if gap < 2**20:
+        assert PERSON.name.encode() not in scrubbed(tmp_path, path.read_bytes())
+    else:
+        with pytest.raises(Held, match="between its table and its measurements"):
+            plan(path, UID)
 
 
 def test_a_plan_is_for_the_file_that_it_was_made_from(tmp_path):

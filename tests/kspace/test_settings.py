@@ -17,6 +17,9 @@ WRONG = {
     "less room than DICOM": (settings().replace('reserve = "2 MB"', 'reserve = "1 MB"'), ("kspace.reserve", "receive")),
     "a receiver": (settings(source='receivers = ["PET"]'), ("receivers", "PET", "[[receiver]]")),
     "two of a name": (settings() + '[[kspace.source]]\nname = "prisma"\n', ("kspace.source", "prisma", "twice")),
+    "windows": (settings().replace('.org"', '.org"\nwindows = [{ start = "18:00", end = "06:00" }]\n'
+                                   '[destination.kspace]\nwindows = [{ start = "06:00", end = "18:00" }]'),
+                ("destination", "windows and kspace.windows", "overlap")),
     "no XNAT": (settings().replace('url = "https://xnat.example.org"', 'kind = "dicom"\nhost = "h"\nport = 104\n'
                                    'ae_title = "A"'), ("route all", "kspace", "xnat")),
 }

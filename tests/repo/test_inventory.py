@@ -55,3 +55,19 @@ def test_secrets_of_sites_come_from_the_vault():
     example = (INVENTORY / "group_vars/site_example/vault.yml.example").read_text()
     for name in set(re.findall(r"vault_\w+", str(site))):
         assert f"{name}:" in example
+
+
+@pytest.mark.parametrize(("pull", "ports", "networks"), [
+    ({"host": "192.168.2.2"}, [22], ["192.168.2.2"]), ({"host": "fd00::2", "port": 2222}, [2222], ["fd00::2"]),
+    (None, [], [])])
+def test_a_box_may_reach_the_imagers_that_it_pulls_from(pull, ports, networks):
+    """What is written once, in the agent's configuration, opens the firewall as well."""
+    source = {"name": "prisma"} | ({"pull": pull} if pull else {})
+    config = {"relay_agent_config": {"receiver": [{"ae_title": "A"}], "kspace": {"source": [source]}}}
+    command = [Path(sys.executable).with_name("ansible"), "-i", INVENTORY / "lab.yml", "relay-lab-1", "-m", "debug",
+               "-a", "var=firewall_outbound", "-e", json.dumps(config)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=PROJECT,
+                          env=os.environ | {"ANSIBLE_CONFIG": str(PROJECT / "ansible.cfg")})
+    rules = json.loads(done.stdout.partition("=>")[2])["firewall_outbound"]
+    (rule,) = (one for one in rules if "imagers" in one["name"])
+    assert (rule["ports"], rule["networks"]) == (ports, networks)
