@@ -4,11 +4,13 @@ from __future__ import annotations
 import json
 import re
 import secrets
+import shutil
 
 import pytest
 
+from tests import data
 from tests.box.conftest import PROJECT
-from tests.kspace import synthetic
+from tests.kspace import path, synthetic
 
 LANDING = "/var/lib/relay-agent/kspace/landing"
 KEY = "/srv/relay/build/lab/key"
@@ -82,17 +84,53 @@ def test_folders(host, peer, smb):
     arrived(host, peer, "day/meas.dat")
 
 
-def test_raw_data_get_into_the_ledger(host, smb, wait_for):
-    """From the scanner's back end into the agent's store: what the share lets in, the worker may take."""
-    def raw():
-        return sum(row["kind"] == "raw" for row in json.loads(host.check_output("relay-agent list --json < /dev/null")))
-    before = raw()
-    measured = synthetic.File(scans=(synthetic.Scan(uid=secrets.randbelow(2**31)),))
-    (PROJECT / "build/lab/meas.dat").write_bytes(synthetic.build(measured))
-    sent = smb("cd prisma; put /srv/relay/build/lab/meas.dat meas_MID00358.dat")
-    assert sent.succeeded, sent.stdout
-    assert wait_for(lambda: raw() == before + 1), host.check_output("relay-agent status < /dev/null")
+@pytest.fixture
+def drop(variables, peer, request):
+    """Bring a file of this project into the folder of a scanner, by whatever protocol the share of this box speaks."""
+    by = request.getfixturevalue(variables.get("share_protocol", "smb"))
+
+    def go(file, folder, name):
+        path = f"/srv/relay/{file.relative_to(PROJECT)}"
+        sent = (by(f"put {path} {folder}/{name}\\n") if variables.get("share_protocol") == "sftp"
+                else by(f"cd {folder}; put {path} {name}"))
+        assert sent.succeeded, sent.stdout + sent.stderr
+    return go
+
+
+def test_raw_data_follow_their_session(host, peer, address, drop, wait_for):
+    """DICOM from the scanner, its raw data from the back end: one session over there, de-identified, both proved.
+
+    It crosses all that a fault of rights, sandbox or matching would stop on a box and nowhere else.
+    """
+    session = f"{host.check_output('hostname')}_{secrets.randbelow(10**9):09}"
+    frame = synthetic.FRAME.replace("20240229101112131", f"{10**16 + secrets.randbelow(10**16)}")
+    images = path.exam(f"{path.STUDY}.{secrets.randbelow(2**31)}", frame, session=session)
+    for image in images:
+        image.StudyDescription = "KSPACE"
+    made = synthetic.File(scans=(synthetic.Scan(uid=secrets.randbelow(2**31)),))
+    content = synthetic.build(made).replace(synthetic.FRAME.encode(), frame.encode())
+    folder = PROJECT / "build/lab/studies" / session
+    data.write(images, folder / "dicom")
+    (folder / "meas.dat").write_bytes(content)
+
+    def shipments():
+        rows = json.loads(host.check_output("relay-agent list --limit 1000 --json < /dev/null"))
+        return [row for row in rows if row["session"] == session and row["state"] == "delivered"]
+    drop(folder / "meas.dat", "prisma", f"meas_MID{session[-5:]}.dat")  # raw data may come first
+    assert peer("scanner").run(f"storescu -aet SCANNER -aec RELAY {address} 11112 "
+                               f"+sd /srv/relay/{folder.relative_to(PROJECT)}/dicom").succeeded
+    assert wait_for(lambda: len(shipments()) == 2, 120), host.check_output("relay-agent list < /dev/null")
+    assert {row["kind"] for row in shipments()} == {"dicom", "raw"}
+    for row in shipments():
+        assert json.loads(host.check_output(f"relay-agent receipt {row['shipment']} --json < /dev/null"))
     assert host.file(f"{LANDING}/prisma").listdir() == []
+    central = peer("central")
+    there = central.check_output(f"find /var/lib/xnat -path '*{session}*' -type f").split()
+    assert sum(name.endswith(".dcm") for name in there) == len(images)
+    assert sum("/KSPACE/" in name and name.endswith((".dat", ".json")) for name in there) == 2
+    for value in (synthetic.PERSON.id, synthetic.PERSON.name, synthetic.PERSON.institution, frame):
+        assert central.run(f"grep -rlF '{value}' /var/lib/xnat").stdout == ""
+    shutil.rmtree(folder)
 
 
 def test_half_written(host, peer, smb, wait_for):
@@ -128,11 +166,11 @@ def test_no_guests(peer, smb, variables):
     assert "kspace" not in peer("scanner").run(f"smbclient --no-pass --list={variables['lab_raw']}").stdout
 
 
-@pytest.mark.parametrize("path", ["..", "../..", "../../ledger.sqlite", "../../../../../etc/passwd", "link/passwd"])
-def test_confined(host, peer, smb, path):
+@pytest.mark.parametrize("way", ["..", "../..", "../../ledger.sqlite", "../../../../../etc/passwd", "link/passwd"])
+def test_confined(host, peer, smb, way):
     """The folder is all there is: not by names that go up, not by links, whoever made them."""
     host.check_output(f"ln -sfn /etc {LANDING}/link")
-    asked = smb(f'get "{path}" stolen; cd "{path}"; put meas.dat; ls')
+    asked = smb(f'get "{way}" stolen; cd "{way}"; put meas.dat; ls')
     assert "root:" not in peer("scanner").run("cat /tmp/stolen").stdout
     assert not re.search("^ +(passwd|ledger)", asked.stdout, re.MULTILINE)  # as a list shows a file
     peer("scanner").run("rm -f /tmp/stolen")

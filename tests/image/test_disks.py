@@ -316,3 +316,22 @@ def test_what_lsblk_says(supermicro, key, tmp_path):
         assert sorted(disk["serial"] for disk in told["disks"]) == sorted(serial for _, serial, _ in SUPERMICRO)
         assert {disk["serial"]: disk["kind"] for disk in told["disks"]} == {
             serial: "disk" if kind == "hdd" else "SSD" for kind, serial, _ in SUPERMICRO}
+
+
+def test_retired(nuc, words, fast, tmp_path, key):
+    """Not under another's name; then there is no pool, and the disks may be installed upon again."""
+    relay = RELAY.search(nuc.stick.get("relay/install.log").read_text())[1]
+    with nuc.copy(tmp_path) as machine:
+        machine.wait_ssh(key=key)
+        write(machine, key)
+        machine.ssh("sudo systemctl stop relay-receive relay-work || true", key=key)
+        other = machine.ssh("sudo relay-disk retire 00000000", key=key, check=False)
+        assert other.returncode == 3 and f"this is relay {relay}" in other.stderr
+        assert read(machine, key) == MARK
+        assert "pool, " in machine.ssh(f"sudo relay-disk retire {relay}", key=key).stdout
+        assert "no pools available" in machine.ssh("sudo zpool import 2>&1", key=key, check=False).stdout
+        machine.ssh("sudo systemctl poweroff", key=key, check=False)
+        machine.wait_off()
+    stick = Stick(fast, tmp_path / "stick", f"{words}retired = {relay}\n")
+    again = VM(tmp_path, [stick.disk, *machine.disks])
+    assert install(again) == "DONE", again.log()[-3000:]

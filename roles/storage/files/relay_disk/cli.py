@@ -13,7 +13,7 @@ from dataclasses import replace as changed
 from pathlib import Path
 from typing import Any
 
-from relay_disk import box, conf, install, pool, replace, rescue, status
+from relay_disk import box, conf, install, pool, replace, rescue, retire, status
 from relay_disk.disks import scan
 from relay_disk.plan import decide
 from relay_disk.run import Failed, Refused, log
@@ -72,6 +72,8 @@ def _parser() -> argparse.ArgumentParser:
     quota = verb("budget", _budget, "set what DICOM and raw data may take of the pool")
     quota.add_argument("--data-share", type=int, default=conf.Conf.data_share, help="per cent that DICOM is sure of")
     quota.add_argument("--kspace-share", type=int, default=conf.Conf.kspace_share, help="per cent for raw data at most")
+    end = verb("retire", _retire, "the end of this box: destroy its key and its pool; nothing brings them back")
+    end.add_argument("relay", help="the id of this box, as relay-disk status shows it")
     verb("show", lambda _: print(rescue.show()), "rescue: every disk and what is on it")
     check = verb("check", _check, "rescue: look for faults; changes nothing and needs no key")
     check.add_argument("--relay", default="")
@@ -123,6 +125,10 @@ def _boot(parsed: argparse.Namespace) -> None:
 
 def _budget(parsed: argparse.Namespace) -> None:
     print("changed" if pool.budget(parsed.data_share, parsed.kspace_share) else "as it was")
+
+
+def _retire(parsed: argparse.Namespace) -> None:
+    print("\n".join(retire.retire(parsed.relay)))
 
 
 def _check(parsed: argparse.Namespace) -> int:
