@@ -120,7 +120,7 @@ def test_raw_data_follow_their_session(host, peer, address, drop, wait_for):
     assert peer("scanner").run(f"storescu -aet SCANNER -aec RELAY {address} 11112 "
                                f"+sd /srv/relay/{folder.relative_to(PROJECT)}/dicom").succeeded
     assert wait_for(lambda: len(shipments()) == 2, 120), host.check_output("relay-agent list < /dev/null")
-    assert {row["kind"] for row in shipments()} == {"dicom", "raw"}
+    assert {row["kind"] for row in shipments()} == {"session", "raw"}
     for row in shipments():
         assert json.loads(host.check_output(f"relay-agent receipt {row['shipment']} --json < /dev/null"))
     assert host.file(f"{LANDING}/prisma").listdir() == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections import Counter
 from typing import Any
 
 from pydicom.uid import generate_uid
@@ -28,16 +29,22 @@ class Study:
         folder = self._folder.relative_to(PROJECT)
         return bool(scanner.run(f"storescu -aet SCANNER -aec RELAY {address} 11112 +sd {SHARED}/{folder}").succeeded)
 
-    def delivered(self, host: Any) -> list[dict[str, Any]]:
-        """The box's shipments that hold it and are delivered, once that is every image."""
-        rows = json.loads(host.check_output("relay-agent list --limit 1000 --json < /dev/null"))
-        rows = [row for row in rows if row["session"] == self.session and row["state"] == "delivered"]
-        return rows if sum(row["instances"] for row in rows) == len(self.images) else []
-
-    def archived(self, central: Any) -> int:
-        """How many files of it the archive has."""
-        return int(central.check_output(f"find /var/lib/xnat -path '*{self.session}*' -name '*.dcm' | wc -l"))
-
     def forget(self) -> None:
         """Delete the files here."""
         shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def delivered(studies: list[Study], host: Any) -> bool:
+    """Whether the box calls every image of them delivered."""
+    rows = json.loads(host.check_output("relay-agent list --limit 10000 --json < /dev/null"))
+    done = Counter[str]()
+    for row in rows:
+        if row["state"] == "delivered":
+            done[row["session"]] += row["instances"]
+    return all(done[study.session] == len(study.images) for study in studies)
+
+
+def archived(studies: list[Study], central: Any) -> bool:
+    """Whether the archive has every image of them, once."""
+    files = central.check_output("find /var/lib/xnat -name '*.dcm'")
+    return all(files.count(f"/{study.session}/") == len(study.images) for study in studies)

@@ -12,7 +12,7 @@ import testinfra
 
 from tests.box.conftest import PROJECT
 from tests.lab.conftest import LAB, ansible, variables
-from tests.lab.studies import Study
+from tests.lab.studies import Study, delivered
 
 OTHER, OTHERS_ADDRESS = "relay-lab-2", "198.18.0.12"
 
@@ -32,7 +32,7 @@ def test_retired(other, peer, wait_for):
     assert retire().returncode != 0
     study = Study("last")
     assert study.send(peer("scanner"), OTHERS_ADDRESS)
-    assert wait_for(lambda: study.delivered(other), 120)
+    assert wait_for(lambda: delivered([study], other), 120)
     held = Study("held", comments="nobody knows")
     assert held.send(peer("scanner"), OTHERS_ADDRESS)
 
