@@ -23,12 +23,6 @@ class Person:
     identity: Path
     recipient: str
 
-    @classmethod
-    def new(cls, folder: Path) -> Person:
-        """With a key pair of their own."""
-        run("age-keygen", "-o", folder / "identity")
-        return cls(folder / "identity", run("age-keygen", "-y", folder / "identity").strip())
-
     def decrypt(self, file: Path) -> str:
         """What was encrypted to them."""
         return run("age", "--decrypt", "--identity", self.identity, file).strip()

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+import tests.disk.conftest  # noqa: F401 (it knows where relay_disk is)
 from image.common import CACHE
 
 PROJECT = Path(__file__).resolve().parents[2]

@@ -18,13 +18,14 @@ RELAY = re.compile(r"Relay ([0-9a-f]{8}) is installed")
 
 
 @pytest.fixture(scope="module")
-def person(tmp_path_factory):
-    return Person.new(tmp_path_factory.mktemp("person"))
+def person(keys):
+    return Person(keys / "keys/recovery.key", (keys / "keys/recovery.pub").read_text().strip())
 
 
 @pytest.fixture(scope="module")
-def words(person):
-    return f"{SIZES}recovery = {person.recipient}\n"
+def words(fast):
+    """What the stick says as it was built, and smaller sizes."""
+    return run("mtype", "-i", f"{fast}@@1M", "::relay/install.conf") + SIZES
 
 
 @pytest.fixture(scope="module")
