@@ -65,9 +65,10 @@ def orders(boxes: dict[str, str], recovery: list[str]) -> bytes:
 def part(box: str, profile: str, work: Path, fleet: Path | None, contact: Path) -> dict[str, bytes]:
     """Files of a box for the stick, ``relay/site/<box>.tar`` and ``.json``; without a fleet, whom it lets in."""
     target = work / f"{box}.tar"
+    gone: list[str] = []
     if fleet:
         with step(f"roles of {box}"):
-            system.site_part(work / "system", work / "box", fleet, box, target)
+            gone = system.site_part(work / "system", work / "box", fleet, box, target)
     else:
         with tarfile.open(target, "w", format=tarfile.PAX_FORMAT) as tar:
             key = contact.read_bytes()
@@ -75,4 +76,4 @@ def part(box: str, profile: str, work: Path, fleet: Path | None, contact: Path) 
             member.size, member.mtime, member.mode = len(key), EPOCH, 0o644
             tar.addfile(member, io.BytesIO(key))
     return {f"relay/site/{box}.tar": target.read_bytes(),
-            f"relay/site/{box}.json": (json.dumps({"box": box, "profile": profile}) + "\n").encode()}
+            f"relay/site/{box}.json": (json.dumps({"box": box, "profile": profile, "gone": gone}) + "\n").encode()}

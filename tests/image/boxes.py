@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -99,6 +100,21 @@ class Box:
             shutil.copytree(self.folder / "tpm", folder / "tpm")
         own = [disk.overlay(folder) for disk in self.disks if disk.serial not in without]
         return VM(folder, [*extra, *own], **more)
+
+
+def orders(image: Path) -> str:
+    """What a stick says as it was built, and smaller sizes."""
+    return run("mtype", "-i", f"{image}@@1M", "::relay/install.conf") + SIZES
+
+
+def installed(folder: Path, kinds, image: Path) -> Box:
+    """A box from blank disks; what is on them is from now on left alone."""
+    stick, own = Stick(image, folder / "stick", orders(image)), disks(folder, kinds)
+    machine = VM(folder, [stick.disk, *own])
+    begin = time.monotonic()
+    assert install(machine) == "DONE", machine.log()[-3000:]
+    print(f"installed in {time.monotonic() - begin:.0f} s")
+    return Box(folder, tuple(own), stick)
 
 
 def status(machine: VM, key: Path) -> dict:

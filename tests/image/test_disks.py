@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from tests.image.boxes import MARK, NUC, SIZES, SUPERMICRO, Box, Person, Stick, disks, install, status
+from tests.image.boxes import MARK, NUC, SUPERMICRO, Person, Stick, disks, install, installed, orders, status
 from tests.image.vm import VM, Disk, run
 
 pytestmark = [pytest.mark.full, pytest.mark.timeout(3600)]
@@ -24,8 +24,7 @@ def person(keys):
 
 @pytest.fixture(scope="module")
 def words(fast):
-    """What the stick says as it was built, and smaller sizes."""
-    return run("mtype", "-i", f"{fast}@@1M", "::relay/install.conf") + SIZES
+    return orders(fast)
 
 
 @pytest.fixture(scope="module")
@@ -33,24 +32,14 @@ def key(keys):
     return keys / "first-contact"
 
 
-def installed(folder, kinds, fast, words):
-    """A box from blank disks; what is on them is from now on left alone."""
-    stick, own = Stick(fast, folder / "stick", words), disks(folder, kinds)
-    machine = VM(folder, [stick.disk, *own])
-    begin = time.monotonic()
-    assert install(machine) == "DONE", machine.log()[-3000:]
-    print(f"installed in {time.monotonic() - begin:.0f} s")
-    return Box(folder, tuple(own), stick)
+@pytest.fixture(scope="module")
+def nuc(tmp_path_factory, fast):
+    return installed(tmp_path_factory.mktemp("nuc"), NUC, fast)
 
 
 @pytest.fixture(scope="module")
-def nuc(tmp_path_factory, fast, words):
-    return installed(tmp_path_factory.mktemp("nuc"), NUC, fast, words)
-
-
-@pytest.fixture(scope="module")
-def supermicro(tmp_path_factory, fast, words):
-    return installed(tmp_path_factory.mktemp("supermicro"), SUPERMICRO, fast, words)
+def supermicro(tmp_path_factory, fast):
+    return installed(tmp_path_factory.mktemp("supermicro"), SUPERMICRO, fast)
 
 
 def write(machine, key, text=MARK):

@@ -102,7 +102,9 @@ def test_site(tmp_path):
     start = json.loads(run("sfdisk", "--json", image))["partitiontable"]["partitions"][0]["start"] * 512
     for box, profile in (("relay-0001", "nuc"), ("relay-0002", "supermicro")):
         run("mcopy", "-i", f"{image}@@{start}", f"::/relay/site/{box}.tar", f"::/relay/site/{box}.json", tmp_path)
-        assert json.loads((tmp_path / f"{box}.json").read_text()) == {"box": box, "profile": profile}
+        told = json.loads((tmp_path / f"{box}.json").read_text())
+        assert (told["box"], told["profile"]) == (box, profile)
+        assert "etc/ssh/authorized_keys.d/first-contact" in told["gone"], "only the site's administrators get in"
         with tarfile.open(tmp_path / f"{box}.tar") as tar:
             files = {member.name: member for member in tar if member.isfile()}
             assert tar.extractfile("etc/hostname").read().decode().strip() == box

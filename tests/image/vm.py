@@ -19,8 +19,10 @@ FIRMWARE = Path("/usr/share/OVMF")
 # Without these flags /dev/kvm is there for another kind of virtual machine, and OVMF does not start in it.
 KVM = os.access("/dev/kvm", os.R_OK | os.W_OK) and bool(re.search(r"\b(vmx|svm)\b", Path("/proc/cpuinfo").read_text()))
 PATIENCE = 1 if KVM else 4  # what waiting times are multiplied with
-GUEST = "10.0.2.15"  # QEMU's own addresses: the guest, and this machine as the guest sees it
-HOST = "10.0.2.2"
+# Addresses of QEMU's own network: this machine as the guest sees it, and who answers for names.
+HOST = GATEWAY = "10.0.2.2"
+NAMES = "10.0.2.3"
+MAC = "52:54:00:12:34:56"
 
 
 def run(*command: str | Path) -> str:
@@ -142,7 +144,7 @@ class VM:
         if not self.network:
             return []
         forwards = "".join(f",hostfwd=tcp:127.0.0.1:{here}-:{there}" for there, here in self.ports.values())
-        return ["-netdev", f"user,id=net,restrict=off{forwards}", "-device", "e1000e,netdev=net,romfile="]
+        return ["-netdev", f"user,id=net,restrict=off{forwards}", "-device", f"e1000e,netdev=net,romfile=,mac={MAC}"]
 
     @property
     def running(self) -> bool:
