@@ -75,6 +75,9 @@ def seal(folder: Path, tools: Path, keys: Path) -> None:
         for path in folder.glob(pattern):
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
     (folder / "etc/machine-id").write_text("")
+    # What systemd makes anew when /usr is newer than these (caches of the linker, of hardware) is made already.
+    for place in ("etc", "var"):
+        (folder / place / ".updated").touch()
     tree.enter(tools, SIGN, {folder: "/system", keys: "/keys"})
     clamp(folder)
 

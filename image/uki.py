@@ -14,7 +14,8 @@ CONSOLES = "console=tty0 console=ttyS0,115200n8"
 STICK = "root=PARTLABEL=relay-image rootfstype=squashfs ro relay.live"
 COMMAND_LINES = {
     "box": f"root=LABEL=relay-root rw {CONSOLES}",
-    "install": f"{STICK} relay.install {CONSOLES}",
+    # The installer and what it needs, no network and no services: nothing else can fail, or be reached, meanwhile.
+    "install": f"{STICK} relay.install systemd.unit=relay-install.service {CONSOLES}",
     "rescue": f"{STICK} relay.rescue {CONSOLES}",
 }
 BUILD = """\

@@ -171,7 +171,7 @@ class VM:
                 return text
             assert self.running, f"the machine is off; no {texts} in:\n{self.log()[-3000:]}\n{self.complaint()}"
             assert time.monotonic() < end, f"no {texts} after {seconds * PATIENCE:.0f} s:\n{self.log()[-3000:]}"
-            time.sleep(0.2)
+            time.sleep(0.5)
 
     def complaint(self) -> str:
         """What QEMU itself said."""
