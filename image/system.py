@@ -16,7 +16,7 @@ CHECKOUT = "/run/relay/project"
 # What stands for a secret while a site's roles run: credentials never travel on a stick, commission.yml brings them.
 SECRET = "NOT-ON-THE-STICK"
 PLAY = f"""\
-mkdir /run/sshd && ssh-keygen -A > /dev/null # or sshd would not check its settings; they are taken out again
+mkdir /run/sshd /run/relay-share && ssh-keygen -A > /dev/null # or sshd and smbd would not check their settings
 cd {CHECKOUT}
 export ANSIBLE_LOCALHOST_WARNING=False ANSIBLE_NOCOLOR=1 ANSIBLE_HOME=/tmp/ansible ANSIBLE_LOCAL_TEMP=/tmp/ansible
 ansible-playbook --extra-vars @/run/relay/variables.json {{words}}

@@ -119,4 +119,6 @@ def installed(folder: Path, kinds, image: Path) -> Box:
 
 def status(machine: VM, key: Path) -> dict:
     """What relay-disk says of itself."""
-    return json.loads(machine.ssh("sudo relay-disk status --json", key=key, check=False).stdout)
+    done = machine.ssh("sudo relay-disk status --json", key=key, check=False)
+    assert done.returncode in (0, 1) and done.stdout, done.stderr
+    return json.loads(done.stdout)
