@@ -114,7 +114,7 @@ def test_another_machine_opens_nothing(nuc, key, tmp_path, person):
         assert wrong.returncode == 1
         recovery = person.decrypt(nuc.stick.recovery)
         stolen.ssh(f"echo {recovery} | sudo relay-disk unlock", key=key)
-        time.sleep(5)
+        stolen.ssh("until mountpoint --quiet /var/lib/relay-agent; do sleep 1; done", key=key)
         assert read(stolen, key) == MARK
         stolen.ssh(f"echo {recovery} | sudo relay-disk seal", key=key)
         stolen.ssh("sudo systemctl reboot", key=key, check=False)
