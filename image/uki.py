@@ -16,8 +16,9 @@ ALONE = "systemd.gpt_auto=0"
 STICK = f"root=PARTLABEL=relay-image rootfstype=squashfs ro relay.live {ALONE}"
 COMMAND_LINES = {
     "box": f"root=LABEL=relay-root rw {ALONE} {CONSOLES}",
-    # The installer and what it needs, no network and no services: nothing else can fail, or be reached, meanwhile.
-    "install": f"{STICK} relay.install systemd.unit=relay-install.service {CONSOLES}",
+    # The installer and what it needs, no network and no services: nothing else can fail, or be reached, meanwhile; and
+    # systemd does not write over what the installer shows.
+    "install": f"{STICK} relay.install systemd.unit=relay-install.service systemd.show_status=error {CONSOLES}",
     "rescue": f"{STICK} relay.rescue {CONSOLES}",
 }
 BUILD = """\
