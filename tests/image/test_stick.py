@@ -111,7 +111,10 @@ def test_site(tmp_path):
             assert b"central" in tar.extractfile("etc/relay-agent/config.toml").read()
         assert "etc/ssh/authorized_keys.d/anna" in files
         assert "etc/systemd/network/10-uplink.network" in files
-        assert not [name for name in files if re.search("ssh_host_|machine-id|credentials/|postfix/password", name)]
+        assert not [name for name in files if re.search("ssh_host_|machine-id|postfix/password", name)]
+        # Beside the credentials lies what updates need; no more of it than where releases are and who signs them.
+        assert {name for name in files if name.startswith("etc/relay-agent/credentials/")} == {
+            f"etc/relay-agent/credentials/.update/{name}" for name in ("pull.json", "signers", "version")}
 
 
 def test_site_needs_keys_that_last(tmp_path):
