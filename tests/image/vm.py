@@ -85,8 +85,11 @@ class VM:
         self.serial.touch()
         self.read_from = 0
         command = ["qemu-system-x86_64", "-machine", "q35",
-                   *(("-accel", "kvm", "-cpu", "host") if KVM else ("-accel", "tcg,thread=multi", "-cpu", "max")),
-                   "-smp", "2", "-m", str(self.memory), "-nodefaults", "-display", "none", "-vga", "std",
+                   *(("-accel", "kvm", "-cpu", "host") if KVM
+                     else ("-accel", "tcg,thread=multi", "-cpu", "max,svm=off")),
+                   "-smp", "2", "-m", str(self.memory), "-nodefaults", "-display", "none",
+                   # Old firmware has no other way to say something; for others it is only slow.
+                   "-vga", "std" if self.firmware == "legacy" else "none",
                    "-no-user-config", "-device", "virtio-rng-pci",
                    "-chardev", f"socket,id=serial,path={self.folder}/serial.socket,server=on,wait=off,"
                    f"logfile={self.serial}", "-serial", "chardev:serial",
