@@ -18,7 +18,7 @@ from pathlib import Path
 FIRMWARE = Path("/usr/share/OVMF")
 # Without these flags /dev/kvm is there for another kind of virtual machine, and OVMF does not start in it.
 KVM = os.access("/dev/kvm", os.R_OK | os.W_OK) and bool(re.search(r"\b(vmx|svm)\b", Path("/proc/cpuinfo").read_text()))
-PATIENCE = 1 if KVM else 4  # what waiting times are multiplied with
+PATIENCE = 1 if KVM else 10  # what waiting times are multiplied with
 # Addresses of QEMU's own network: this machine as the guest sees it, and who answers for names.
 HOST = GATEWAY = "10.0.2.2"
 NAMES = "10.0.2.3"
