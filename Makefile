@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-UNIT := tests/agent tests/deidentify tests/kspace tests/disk tests/repo
+UNIT := tests/agent tests/deidentify tests/kspace tests/disk tests/repo tests/image/test_inputs.py
 # The tests start the agent some hundred times; without its compiled modules each costs half a second more.
 unexport PYTHONDONTWRITEBYTECODE
 

@@ -24,7 +24,9 @@ def main() -> None:
     parser.add_argument("--version", default="test", help="name of this image")
     parser.add_argument("--key", type=Path, help="SSH key that signs (a private one, or a public one whose private "
                         "part an agent holds); without it a throw-away key")
-    parser.add_argument("--secure-boot", type=Path, help="folder that image/keys made; without it throw-away keys")
+    parser.add_argument("--keys", type=Path, help="folder that image/keys made; without it throw-away keys")
+    parser.add_argument("--recovery", action="append", metavar="age1...", help="whom the recovery keys of boxes "
+                        "are encrypted to, in place of recovery.pub in the folder of keys; may be given several times")
     parser.add_argument("--first-contact-key", type=Path, help="public SSH key of whoever commissions the boxes; "
                         "without it a throw-away key")
     parser.add_argument("--output", type=Path, default=OUTPUT, help="folder for the image (default: build/image)")
@@ -59,12 +61,18 @@ def throw_away(name: str, *command: str | Path) -> Path:
 
 def build(asked: argparse.Namespace) -> Path:
     """Make the image and what belongs beside it; where it is."""
-    keys = asked.secure_boot or throw_away("secure-boot", PROJECT / "image/keys", CACHE / "throw-away/secure-boot")
+    if asked.site and not (asked.keys or asked.recovery):
+        raise Failed("whoever has a throw-away key can read the disks of these boxes, and nobody can once it is gone; "
+                     "make keys with image/keys and name the folder with --keys, or name the coordinating site's "
+                     "public key with --recovery")
+    keys = asked.keys or throw_away("keys", PROJECT / "image/keys", CACHE / "throw-away/keys")
+    recovery = asked.recovery or [(keys / "recovery.pub").read_text().strip()]
     signer, contact = (
         given or throw_away(name, "ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", f"throw-away-{name}",
                             "-f", CACHE / "throw-away" / name)
         for given, name in ((asked.key, "signer"), (asked.first_contact_key, "first-contact")))
     contact = contact if contact.suffix == ".pub" else contact.with_name(f"{contact.name}.pub")
+    boxes = site.boxes(asked.inventory, asked.site) if asked.site else {"any": ""}
     locked = lock.read()
     lock.release(locked["wheels"])
     if asked.debs:
@@ -87,7 +95,9 @@ def build(asked: argparse.Namespace) -> Path:
             uki.make(tools, work / "system", kernel, keys, work)
         with step("squashfs"):
             system.squash(tools, work / "system", work, 3 if asked.fast else 19)
-        parts = site.parts(asked.site, asked.inventory, work, contact)
+        parts = {"relay/install.conf": site.orders(boxes, recovery)}
+        for box, profile in boxes.items():
+            parts |= site.part(box, profile, work, asked.inventory if asked.site else None, contact)
         materials = sbom.document(f"relay-image-{asked.version}", work / "system", locked, digest(modules))
         manifest = {
             "version": asked.version, "date": EPOCH, "kernel": kernel, "zfs": modules.name, "site": asked.site,

@@ -13,6 +13,21 @@ from image import system
 from image.common import EPOCH, Failed, step
 
 PROFILES = ("nuc", "supermicro")
+ORDERS = """\
+# What the stick may do with the machine that it is put into; docs/disks.md has all the words. Any editor will do.
+# Whom the recovery key of the box is encrypted to: the coordinating site.
+recovery = {recovery}
+# What the machine must be: nuc or supermicro. Without it: what is found.
+{profile}
+# Which of the stick's boxes it becomes, where more than one would fit.
+# box = {box}
+# Serial numbers of disks whose content may be destroyed, with commas.
+# wipe =
+# Ids of relays that are no more, whose disks may be used again.
+# retired =
+# Id of the relay that is installed anew and keeps its data.
+# keep =
+"""
 
 
 def boxes(fleet: Path, site: str) -> dict[str, str]:
@@ -39,20 +54,26 @@ def boxes(fleet: Path, site: str) -> dict[str, str]:
     return found
 
 
-def parts(site: str | None, fleet: Path, work: Path, contact: Path) -> dict[str, bytes]:
-    """Files for the stick: ``relay/site/<box>.tar`` and ``.json``; without a site, those of the box ``any``."""
-    found: dict[str, bytes] = {}
-    for box, profile in (boxes(fleet, site) if site else {"any": ""}).items():
-        target = work / f"{box}.tar"
-        if site:
-            with step(f"roles of {box}"):
-                system.site_part(work / "system", work / "box", fleet, box, target)
-        else:
-            with tarfile.open(target, "w", format=tarfile.PAX_FORMAT) as tar:
-                key = contact.read_bytes()
-                member = tarfile.TarInfo("etc/ssh/authorized_keys.d/first-contact")
-                member.size, member.mtime, member.mode = len(key), EPOCH, 0o644
-                tar.addfile(member, io.BytesIO(key))
-        found[f"relay/site/{box}.tar"] = target.read_bytes()
-        found[f"relay/site/{box}.json"] = (json.dumps({"box": box, "profile": profile}) + "\n").encode()
-    return found
+def orders(boxes: dict[str, str], recovery: list[str]) -> bytes:
+    """``relay/install.conf``: what the installer may do with a machine; people add words before they use the stick."""
+    profiles = set(boxes.values())
+    profile = profiles.pop() if len(profiles) == 1 else ""
+    return ORDERS.format(recovery=", ".join(recovery), profile=f"profile = {profile}" if profile else "# profile = nuc",
+                         box=min(boxes)).encode()
+
+
+def part(box: str, profile: str, work: Path, fleet: Path | None, contact: Path) -> dict[str, bytes]:
+    """Files of a box for the stick, ``relay/site/<box>.tar`` and ``.json``; without a fleet, whom it lets in."""
+    target = work / f"{box}.tar"
+    gone: list[str] = []
+    if fleet:
+        with step(f"roles of {box}"):
+            gone = system.site_part(work / "system", work / "box", fleet, box, target)
+    else:
+        with tarfile.open(target, "w", format=tarfile.PAX_FORMAT) as tar:
+            key = contact.read_bytes()
+            member = tarfile.TarInfo("etc/ssh/authorized_keys.d/first-contact")
+            member.size, member.mtime, member.mode = len(key), EPOCH, 0o644
+            tar.addfile(member, io.BytesIO(key))
+    return {f"relay/site/{box}.tar": target.read_bytes(),
+            f"relay/site/{box}.json": (json.dumps({"box": box, "profile": profile, "gone": gone}) + "\n").encode()}

@@ -16,7 +16,7 @@ CHECKOUT = "/run/relay/project"
 # What stands for a secret while a site's roles run: credentials never travel on a stick, commission.yml brings them.
 SECRET = "NOT-ON-THE-STICK"
 PLAY = f"""\
-mkdir /run/sshd && ssh-keygen -A > /dev/null # or sshd would not check its settings; they are taken out again
+mkdir /run/sshd /run/relay-share && ssh-keygen -A > /dev/null # or sshd and smbd would not check their settings
 cd {CHECKOUT}
 export ANSIBLE_LOCALHOST_WARNING=False ANSIBLE_NOCOLOR=1 ANSIBLE_HOME=/tmp/ansible ANSIBLE_LOCAL_TEMP=/tmp/ansible
 ansible-playbook --extra-vars @/run/relay/variables.json {{words}}
@@ -75,6 +75,9 @@ def seal(folder: Path, tools: Path, keys: Path) -> None:
         for path in folder.glob(pattern):
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
     (folder / "etc/machine-id").write_text("")
+    # What systemd makes anew when /usr is newer than these (caches of the linker, of hardware) is made already.
+    for place in ("etc", "var"):
+        (folder / place / ".updated").touch()
     tree.enter(tools, SIGN, {folder: "/system", keys: "/keys"})
     clamp(folder)
 
@@ -94,10 +97,10 @@ def squash(tools: Path, folder: Path, work: Path, level: int) -> None:
     tree.enter(tools, SQUASH.format(level=level), {folder: "/system", work: "/work"})
 
 
-def site_part(sealed: Path, folder: Path, fleet: Path, box: str, target: Path) -> None:
+def site_part(sealed: Path, folder: Path, fleet: Path, box: str, target: Path) -> list[str]:
     """Play playbooks/site.yml for a box on a copy of the sealed tree and write a tar of what it made and changed.
 
-    Raises Failed if a secret would be in it, or if something would be missing from the tree.
+    Returns what it took away, what is in a folder before the folder. Raises Failed if a secret would be in the tar.
     """
     shutil.rmtree(folder, ignore_errors=True)
     run("cp", "--archive", "--reflink=auto", sealed, folder)
@@ -109,9 +112,6 @@ def site_part(sealed: Path, folder: Path, fleet: Path, box: str, target: Path) -
     after = inventory(folder)
     clamp(folder)
     changed = sorted(name for name, what in after.items() if before.get(name) != what)
-    gone = sorted(name for name in before if name not in after)
-    if gone:
-        raise Failed(f"a role takes away what the image has, which a tar cannot: {', '.join(gone)}")
     secret = [n for n in changed if (folder / n).is_file() and SECRET.encode() in (folder / n).read_bytes()]
     if secret:
         raise Failed(f"a role would put a secret on the stick, in {', '.join(secret)}; it must not do that where "
@@ -120,6 +120,7 @@ def site_part(sealed: Path, folder: Path, fleet: Path, box: str, target: Path) -
         for name in changed:
             tar.add(folder / name, name, recursive=False)
     shutil.rmtree(folder)
+    return sorted(before.keys() - after.keys(), reverse=True)
 
 
 def inventory(folder: Path) -> dict[str, object]:

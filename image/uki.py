@@ -11,10 +11,14 @@ from image.common import EPOCH
 
 # The screen and the first serial port; a kernel has one serial console at most. Init writes to the last one.
 CONSOLES = "console=tty0 console=ttyS0,115200n8"
-STICK = "root=PARTLABEL=relay-image rootfstype=squashfs ro relay.live"
+# systemd would mount the boot partition that it was started from at /efi; only relay-disk touches those.
+ALONE = "systemd.gpt_auto=0"
+STICK = f"root=PARTLABEL=relay-image rootfstype=squashfs ro relay.live {ALONE}"
 COMMAND_LINES = {
-    "box": f"root=LABEL=relay-root rw {CONSOLES}",
-    "install": f"{STICK} relay.install {CONSOLES}",
+    "box": f"root=LABEL=relay-root rw {ALONE} {CONSOLES}",
+    # The installer and what it needs, no network and no services: nothing else can fail, or be reached, meanwhile; and
+    # systemd does not write over what the installer shows.
+    "install": f"{STICK} relay.install systemd.unit=relay-install.service systemd.show_status=error {CONSOLES}",
     "rescue": f"{STICK} relay.rescue {CONSOLES}",
 }
 BUILD = """\

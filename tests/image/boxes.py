@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,12 +23,6 @@ class Person:
 
     identity: Path
     recipient: str
-
-    @classmethod
-    def new(cls, folder: Path) -> Person:
-        """With a key pair of their own."""
-        run("age-keygen", "-o", folder / "identity")
-        return cls(folder / "identity", run("age-keygen", "-y", folder / "identity").strip())
 
     def decrypt(self, file: Path) -> str:
         """What was encrypted to them."""
@@ -107,6 +102,23 @@ class Box:
         return VM(folder, [*extra, *own], **more)
 
 
+def orders(image: Path) -> str:
+    """What a stick says as it was built, and smaller sizes."""
+    return run("mtype", "-i", f"{image}@@1M", "::relay/install.conf") + SIZES
+
+
+def installed(folder: Path, kinds, image: Path) -> Box:
+    """A box from blank disks; what is on them is from now on left alone."""
+    stick, own = Stick(image, folder / "stick", orders(image)), disks(folder, kinds)
+    machine = VM(folder, [stick.disk, *own])
+    begin = time.monotonic()
+    assert install(machine) == "DONE", machine.log()[-3000:]
+    print(f"installed in {time.monotonic() - begin:.0f} s")
+    return Box(folder, tuple(own), stick)
+
+
 def status(machine: VM, key: Path) -> dict:
     """What relay-disk says of itself."""
-    return json.loads(machine.ssh("sudo relay-disk status --json", key=key, check=False).stdout)
+    done = machine.ssh("sudo relay-disk status --json", key=key, check=False)
+    assert done.returncode in (0, 1) and done.stdout, done.stderr
+    return json.loads(done.stdout)

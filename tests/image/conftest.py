@@ -6,9 +6,14 @@ from pathlib import Path
 
 import pytest
 
+import tests.disk.conftest  # noqa: F401 (it knows where relay_disk is)
 from image.common import CACHE
 
 PROJECT = Path(__file__).resolve().parents[2]
+
+
+def pytest_addoption(parser):
+    parser.addoption("--stick", type=Path, help="folder of `image/build --fast` to be tested, instead of a new one")
 
 
 def build(output, *words, project=PROJECT, cache=CACHE):
@@ -27,8 +32,10 @@ def pytest_collection_modifyitems(items):
 
 
 @pytest.fixture(scope="session")
-def fast(tmp_path_factory):
+def fast(request, tmp_path_factory):
     """A stick for tests: throw-away keys, compressed little."""
+    if given := request.config.getoption("--stick"):
+        return given / "relay-any-test.img"
     if os.geteuid():
         pytest.skip("building an image needs root")
     return build(tmp_path_factory.mktemp("fast"), "--fast") / "relay-any-test.img"

@@ -8,10 +8,13 @@ import subprocess
 import tarfile
 
 import pytest
+from relay_disk import conf
 
 from image.common import digest
 from tests.image.conftest import build
 from tests.image.vm import run
+
+RECIPIENT = "age1ql3z7hjy54pw3hyww5ayyfg7zqgvc7w3j2elw8zmrj2kg5sfn9aqmcac8p"
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +38,7 @@ def test_all_that_starts_is_signed(esp, keys):
     assert sorted(str(p.relative_to(esp)) for p in esp.rglob("*.[eE][fF][iI]")) == sorted(
         [*programs, "relay/systemd-boot.efi"])
     for program in programs:
-        run("sbverify", "--cert", keys / "secure-boot/db.crt", esp / program)
+        run("sbverify", "--cert", keys / "keys/db.crt", esp / program)
 
 
 def test_manifest_tells_what_is_there(fast, esp):
@@ -43,6 +46,12 @@ def test_manifest_tells_what_is_there(fast, esp):
     beside = json.loads(fast.with_name("relay-any-test.manifest.json").read_text())
     assert beside == inside | {"image": digest(fast), "size": fast.stat().st_size}
     assert inside["uki"]["box"] == digest(esp / "relay/box.efi")
+
+
+def test_orders_of_the_installer(esp, keys):
+    """What an untouched stick says is enough to install, and allows nothing to be destroyed."""
+    told = conf.read((esp / "relay/install.conf").read_text())
+    assert told == conf.Conf(recovery=((keys / "keys/recovery.pub").read_text().strip(),))
 
 
 def test_sums_are_signed(fast, keys, tmp_path):
@@ -88,21 +97,26 @@ def test_size(tmp_path):
 @pytest.mark.timeout(1800)
 def test_site(tmp_path):
     """Settings for each of its boxes, complete but for the credentials."""
-    build(tmp_path, "--fast", "--site", "site_example", "--version", "x")
+    build(tmp_path, "--fast", "--site", "site_example", "--version", "x", "--recovery", RECIPIENT)
     image = tmp_path / "relay-site_example-x.img"
     start = json.loads(run("sfdisk", "--json", image))["partitiontable"]["partitions"][0]["start"] * 512
     for box, profile in (("relay-0001", "nuc"), ("relay-0002", "supermicro")):
         run("mcopy", "-i", f"{image}@@{start}", f"::/relay/site/{box}.tar", f"::/relay/site/{box}.json", tmp_path)
-        assert json.loads((tmp_path / f"{box}.json").read_text()) == {"box": box, "profile": profile}
+        told = json.loads((tmp_path / f"{box}.json").read_text())
+        assert (told["box"], told["profile"]) == (box, profile)
+        assert "etc/ssh/authorized_keys.d/first-contact" in told["gone"], "only the site's administrators get in"
         with tarfile.open(tmp_path / f"{box}.tar") as tar:
             files = {member.name: member for member in tar if member.isfile()}
             assert tar.extractfile("etc/hostname").read().decode().strip() == box
             assert b"central" in tar.extractfile("etc/relay-agent/config.toml").read()
         assert "etc/ssh/authorized_keys.d/anna" in files
         assert "etc/systemd/network/10-uplink.network" in files
-        assert not [name for name in files if re.search("ssh_host_|machine-id|credentials/|postfix/password", name)]
+        assert not [name for name in files if re.search("ssh_host_|machine-id|postfix/password", name)]
+        # Beside the credentials lies what updates need; no more of it than where releases are and who signs them.
+        assert {name for name in files if name.startswith("etc/relay-agent/credentials/")} == {
+            f"etc/relay-agent/credentials/.update/{name}" for name in ("pull.json", "signers", "version")}
 
 
-def test_unknown_site_is_refused(tmp_path):
-    with pytest.raises(AssertionError, match="site_example"):
-        build(tmp_path, "--site", "site_nowhere")
+def test_site_needs_keys_that_last(tmp_path):
+    with pytest.raises(AssertionError, match="--recovery"):
+        build(tmp_path, "--site", "site_example")

@@ -18,9 +18,11 @@ from pathlib import Path
 FIRMWARE = Path("/usr/share/OVMF")
 # Without these flags /dev/kvm is there for another kind of virtual machine, and OVMF does not start in it.
 KVM = os.access("/dev/kvm", os.R_OK | os.W_OK) and bool(re.search(r"\b(vmx|svm)\b", Path("/proc/cpuinfo").read_text()))
-PATIENCE = 1 if KVM else 4  # what waiting times are multiplied with
-GUEST = "10.0.2.15"  # QEMU's own addresses: the guest, and this machine as the guest sees it
-HOST = "10.0.2.2"
+PATIENCE = 1 if KVM else 10  # what waiting times are multiplied with
+# Addresses of QEMU's own network: this machine as the guest sees it, and who answers for names.
+HOST = GATEWAY = "10.0.2.2"
+NAMES = "10.0.2.3"
+MAC = "52:54:00:12:34:56"
 
 
 def run(*command: str | Path) -> str:
@@ -83,8 +85,11 @@ class VM:
         self.serial.touch()
         self.read_from = 0
         command = ["qemu-system-x86_64", "-machine", "q35",
-                   *(("-accel", "kvm", "-cpu", "host") if KVM else ("-accel", "tcg,thread=multi", "-cpu", "max")),
-                   "-smp", "2", "-m", str(self.memory), "-nodefaults", "-display", "none", "-vga", "std",
+                   *(("-accel", "kvm", "-cpu", "host") if KVM
+                     else ("-accel", "tcg,thread=multi", "-cpu", "max,svm=off")),
+                   "-smp", "2", "-m", str(self.memory), "-nodefaults", "-display", "none",
+                   # Old firmware has no other way to say something; for others it is only slow.
+                   "-vga", "std" if self.firmware == "legacy" else "none",
                    "-no-user-config", "-device", "virtio-rng-pci",
                    "-chardev", f"socket,id=serial,path={self.folder}/serial.socket,server=on,wait=off,"
                    f"logfile={self.serial}", "-serial", "chardev:serial",
@@ -142,7 +147,7 @@ class VM:
         if not self.network:
             return []
         forwards = "".join(f",hostfwd=tcp:127.0.0.1:{here}-:{there}" for there, here in self.ports.values())
-        return ["-netdev", f"user,id=net,restrict=off{forwards}", "-device", "e1000e,netdev=net,romfile="]
+        return ["-netdev", f"user,id=net,restrict=off{forwards}", "-device", f"e1000e,netdev=net,romfile=,mac={MAC}"]
 
     @property
     def running(self) -> bool:
@@ -169,7 +174,7 @@ class VM:
                 return text
             assert self.running, f"the machine is off; no {texts} in:\n{self.log()[-3000:]}\n{self.complaint()}"
             assert time.monotonic() < end, f"no {texts} after {seconds * PATIENCE:.0f} s:\n{self.log()[-3000:]}"
-            time.sleep(0.2)
+            time.sleep(0.5)
 
     def complaint(self) -> str:
         """What QEMU itself said."""

@@ -224,6 +224,9 @@ def _unpack(plan: Plan, root: str, key: bytes, source: Stick, box: str) -> None:
         _step(f"settings of {box}")
         do("tar", "--extract", "--preserve-permissions", "--numeric-owner", "--xattrs", "--directory", str(TARGET),
            "--file", str(source.folder / f"site/{box}.tar"))
+        gone = [str(TARGET / name) for name in json.loads((source.folder / f"site/{box}.json").read_text())["gone"]]
+        if gone:
+            do("rm", "--force", "--dir", *gone)
     if not plan.conf.tpm:
         place = TARGET / keys.OPEN_KEY.relative_to("/")
         place.parent.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,96 @@
+"""A fleet of one box whose site is this machine: it sends images to the box and is the central XNAT."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import trustme
+import yaml
+
+from tests.central import Central
+from tests.image.vm import GATEWAY, HOST, MAC, NAMES, free_port, run
+
+PROJECT = Path(__file__).resolve().parents[2]
+BOX, SITE = "relay-vm", "site_vm"
+PASSWORD = "of-the-vm"
+
+
+@dataclass(frozen=True)
+class Fleet:
+    """Its inventory, its administrator's key, and the port at which the box looks for the central XNAT."""
+
+    inventory: Path
+    key: Path
+    port: int
+
+    @classmethod
+    def make(cls, folder: Path) -> Fleet:
+        """With keys and certificates of its own."""
+        fleet = cls(folder / "inventory", folder / "key", free_port())
+        run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "anna", "-f", fleet.key)
+        ca = trustme.CA()
+        pair = ca.issue_cert(HOST)
+        pair.cert_chain_pems[0].write_to_path(folder / "central.pem")
+        pair.private_key_pem.write_to_path(folder / "central.key")
+        groups = fleet.inventory / "group_vars"
+        (groups / SITE).mkdir(parents=True)
+        for name in ("all", "relays", "nuc"):
+            shutil.copy(PROJECT / f"inventory/group_vars/{name}.yml", groups)
+        settings = fleet.settings(ca.cert_pem.bytes().decode())
+        for path, content in (
+                (fleet.inventory / "fleet.yml", fleet.boxes(BOX, 22)), (groups / SITE / "site.yml", settings),
+                (groups / SITE / "vault.yml", {"vault_central": f"relay:{PASSWORD}", "vault_mail": PASSWORD})):
+            path.write_text(yaml.safe_dump(content))
+        return fleet
+
+    @staticmethod
+    def boxes(host: str, port: int) -> dict:
+        """The inventory's groups, and where to reach the box."""
+        box = {BOX: {"ansible_host": host, "ansible_port": port}}
+        return {"all": {"children": {"relays": {"children": {"nuc": {"hosts": box}}}, SITE: {"hosts": {BOX: {}}}}}}
+
+    def reached_at(self, port: int, folder: Path) -> Path:
+        """The same fleet for whoever reaches the box at a port of this machine; its inventory file."""
+        shutil.copytree(self.inventory, folder)
+        boxes = self.boxes("127.0.0.1", port)
+        boxes["all"]["vars"] = {"ansible_user": "anna", "ansible_ssh_private_key_file": str(self.key)}
+        (folder / "fleet.yml").write_text(yaml.safe_dump(boxes))
+        return folder / "fleet.yml"
+
+    def central(self, folder: Path) -> Central:
+        """The central XNAT."""
+        return Central(folder, projects=["P1"], users={"relay": PASSWORD}, port=self.port,
+                       tls=(self.key.with_name("central.pem"), self.key.with_name("central.key")))
+
+    def settings(self, ca: str) -> dict:
+        """What a site says, with the addresses of QEMU's own network."""
+        return {
+            "site_administrator_networks": [HOST], "site_dicom_networks": [HOST], "site_mail_networks": [HOST],
+            "site_destination_networks": [HOST], "site_raw_networks": [],
+            "firewall_outbound": [
+                {"name": "central XNAT", "ports": [self.port], "networks": [HOST]},
+                {"name": "names", "protocol": "udp", "ports": [53], "networks": [NAMES]}],
+            "network_interfaces": [{"role": "uplink", "mac": MAC, "address": "dhcp", "gateway": GATEWAY}],
+            "network_name_servers": [NAMES],
+            "base_mirror": "http://debian.example.org/debian",
+            "base_security_mirror": "http://debian.example.org/debian-security",
+            "base_administrators": [{"name": "anna", "full_name": "Anna Example",
+                                     "keys": [self.key.with_suffix(".pub").read_text().strip()]}],
+            "base_certificates": {"vm": ca}, "base_time_servers": [HOST],
+            "smtp_host": "mail.example.org", "smtp_user": "relay", "smtp_password": "{{ vault_mail }}",
+            "smtp_sender": "relay@example.org", "smtp_contacts": ["imaging@example.org"],
+            "relay_agent_config": {
+                "receive": {"reserve": "64 MiB"},
+                "receiver": [{"ae_title": "RELAY", "allow": [f"SCANNER@{HOST}"]}],
+                "stage": {"quiet": "5 s", "landing_stable": "2 s", "rescan": "5 s"},
+                "route": [{"name": "study", "destinations": ["central"]}],
+                "destination": [{"name": "central", "url": f"https://{HOST}:{self.port}", "credential": "central",
+                                 "ca_bundle": "/etc/ssl/certs/ca-certificates.crt", "retry_first": "2 s",
+                                 "retry_longest": "10 s", "timeout": "2 min"}],
+                "alert": {"smtp_host": "localhost", "sender": "relay@example.org",
+                          "recipients": ["imaging@example.org"]}},
+            "relay_agent_credentials": {"central": "{{ vault_central }}"},
+            "relay_agent_test_destination": "central", "relay_agent_test_project": "P1",
+        }

@@ -1,0 +1,39 @@
+"""What a stick is made from, without building one: seconds, on any machine."""
+
+from __future__ import annotations
+
+import pytest
+from relay_disk import conf
+
+from image import lock, site, tree
+from image.common import PROJECT, Failed
+from image.uki import COMMAND_LINES
+
+
+@pytest.mark.parametrize(("part", "names"), [("tree", tree.wanted()), ("tools", tree.TOOLS)])
+def test_lock_has_what_is_asked_for(part, names):
+    """A package that a role asks for and the image lacks would be fetched by a box that has no mirror."""
+    locked = lock.read()
+    kernel = tree.kernel(locked["tree"])
+    missing = {name.format(kernel=kernel) for name in names} - {package.name for package in locked[part]}
+    assert not missing, "run: image/build --update-lock"
+
+
+def test_boxes_of_a_site():
+    assert site.boxes(PROJECT / "inventory", "site_example") == {"relay-0001": "nuc", "relay-0002": "supermicro"}
+    with pytest.raises(Failed, match="site_example"):
+        site.boxes(PROJECT / "inventory", "site_nowhere")
+
+
+@pytest.mark.parametrize(("boxes", "profile"), [
+    ({"any": ""}, ""), ({"a": "nuc"}, "nuc"), ({"a": "nuc", "b": "nuc"}, "nuc"), ({"a": "nuc", "b": "supermicro"}, "")])
+def test_orders_of_the_installer(boxes, profile):
+    """What the build writes is what the installer reads, and allows nothing to be destroyed."""
+    assert conf.read(site.orders(boxes, ["age1a", "age1b"]).decode()) == conf.Conf(
+        profile=profile, recovery=("age1a", "age1b"))
+
+
+def test_kernel_names_the_installer():
+    """It is started by its name alone: under another one the stick would wait for ever."""
+    names = [word.partition("=")[2] for word in COMMAND_LINES["install"].split() if word.startswith("systemd.unit=")]
+    assert [(PROJECT / "roles/storage/files" / name).exists() for name in names] == [True]
