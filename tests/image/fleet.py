@@ -71,7 +71,8 @@ class Fleet:
             "site_destination_networks": [HOST], "site_raw_networks": [],
             "firewall_outbound": [
                 {"name": "central XNAT", "ports": [self.port], "networks": [HOST]},
-                {"name": "names", "protocol": "udp", "ports": [53], "networks": [NAMES]}],
+                {"name": "names", "protocol": "udp", "ports": [53], "networks": [NAMES]},
+                {"name": "time", "protocol": "udp", "ports": [123], "networks": [HOST]}],
             "network_interfaces": [{"role": "uplink", "mac": MAC, "address": "dhcp", "gateway": GATEWAY}],
             "network_name_servers": [NAMES],
             "base_mirror": "http://debian.example.org/debian",

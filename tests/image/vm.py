@@ -216,7 +216,7 @@ class VM:
         """The beginning of an ssh command to the guest, whoever it is by now."""
         return ["ssh", "-p", str(self.port("ssh")), "-i", str(key), "-o", "IdentitiesOnly=yes", "-o", "BatchMode=yes",
                 "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "-o", "LogLevel=ERROR",
-                "-o", "ConnectTimeout=20"]
+                "-o", "ConnectTimeout=120"]  # sshd shuts out for a while who hangs up on it
 
     def wait_ssh(self, *, user: str = "first-contact", key: Path, seconds: float = 120) -> None:
         """Wait until that user gets in."""
@@ -224,7 +224,7 @@ class VM:
         while self.ssh("true", user=user, key=key, check=False).returncode:
             assert self.running, f"the machine is off:\n{self.log()[-3000:]}\n{self.complaint()}"
             assert time.monotonic() < end, f"no ssh after {seconds * PATIENCE:.0f} s:\n{self.log()[-3000:]}"
-            time.sleep(1)
+            time.sleep(5)
 
     def qmp(self, command: str, **arguments: object) -> object:
         """Ask QEMU."""
