@@ -142,7 +142,7 @@ def current() -> str:
 def test_power_cut(host, peer, wait_for, later, moment):
     """The box comes back on the old release or on the new one, whole, and goes on with what it had."""
     was, queued = current(), Study("queued")
-    assert queued.send(peer("scanner"), ADDRESS)
+    assert wait_for(lambda: queued.send(peer("scanner"), ADDRESS))
     words = command("playbooks/update.yml", f"--limit={BOX},localhost",
                     variables(relay_agent_release=str(later), **FEW))
     played = subprocess.Popen(words, cwd=PROJECT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
