@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+from dataclasses import replace
 
 import pytest
 from relay_disk import destroy, disks, run
@@ -129,6 +130,24 @@ def test_destroy(monkeypatch, tmp_path):
     monkeypatch.setattr(destroy, "scan", lambda look_inside: [disk("D"), foreign("E")])
     destroy.destroy((disk("D"),), "touch", str(tmp_path / "done"))
     assert (tmp_path / "done").exists()
+
+
+def test_erase(monkeypatch):
+    """A partition of ours, also on the disk that the system runs from; not what was put in its place."""
+    calls = []
+    ssd = of_relay("S", "0123abcd", "nuc")
+    monkeypatch.setattr(destroy, "tried", lambda *command: bool(calls.append(command)))
+    monkeypatch.setattr(destroy, "do", lambda *command: calls.append(command))
+    monkeypatch.setattr(destroy, "scan", lambda look_inside: [replace(ssd, used=("/",))])
+    assert "overwritten" in destroy.erase(ssd, ssd.part("pool"))
+    assert [command[0] for command in calls] == ["blkdiscard", "dd", "dd"]
+    monkeypatch.setattr(destroy, "scan", lambda look_inside: [replace(ssd, parts=())])
+    with pytest.raises(run.Failed, match="has no partition"):
+        destroy.erase(ssd, ssd.part("pool"))
+    monkeypatch.setattr(destroy, "scan", lambda look_inside: [replace(ssd, serial="OTHER")])
+    with pytest.raises(run.Failed, match="not there any more"):
+        destroy.erase(ssd, ssd.part("pool"))
+    assert len(calls) == 3
 
 
 def test_nothing_else_destroys():

@@ -7,11 +7,11 @@ from pathlib import Path
 from relay_disk import key as keys
 from relay_disk import pool
 from relay_disk.box import own
-from relay_disk.disks import Disk, Part, scan
+from relay_disk.destroy import erase
+from relay_disk.disks import scan
 from relay_disk.run import Refused, do, log, tried
 
 _ROLES = ("pool", "log", "cache")
-_EDGE = 64  # MiB; labels of ZFS lie in the first and the last of them
 
 
 def retire(relay: str) -> list[str]:
@@ -30,7 +30,7 @@ def retire(relay: str) -> list[str]:
         do("zpool", "destroy", "-f", pool.POOL)
     if keys.OPEN_KEY.exists():
         do("shred", "--remove", str(keys.OPEN_KEY))
-    return [f"{disk}: {role}, {_empty(disk, part)}" for disk in disks if disk.relay == relay
+    return [f"{disk}: {role}, {erase(disk, part)}" for disk in disks if disk.relay == relay
             for role in _ROLES if (part := disk.part(role))]
 
 
@@ -43,13 +43,3 @@ def _forget_key() -> None:
     for name in (pool.SEALED, pool.RECOVERY):
         do("zfs", "inherit", name, pool.POOL)
     do("zpool", "sync", pool.POOL)
-
-
-def _empty(disk: Disk, part: Part) -> str:
-    path = disk.partition(part.number)
-    if tried("blkdiscard", "--force", path):
-        return "all of it discarded"
-    last = part.size // 2**20 - _EDGE
-    for seek in (0, last):
-        do("dd", "if=/dev/zero", f"of={path}", "bs=1M", f"count={_EDGE}", f"seek={seek}", "conv=fsync")
-    return "labels overwritten; the rest is encrypted by a key that is gone"
