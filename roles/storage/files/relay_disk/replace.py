@@ -91,8 +91,6 @@ def _put_in(swap: Swap, relay: str, mirror: str, own: list[Disk]) -> None:
     if not swap.system:
         do("zpool", "replace", pool.POOL, swap.lost[0].guid, disk.partition(number["pool"]))
         return
-    do("mdadm", "--manage", mirror, "--fail", "detached", "--remove", "detached")
-    do("mdadm", "--manage", mirror, "--add", disk.partition(number["root"]))
     boot.make(disk, disk.partition(number["esp"]))
     level([*own, disk], disk.partition(number["esp"]))
     for leaf in swap.lost:
@@ -101,6 +99,9 @@ def _put_in(swap: Swap, relay: str, mirror: str, own: list[Disk]) -> None:
             do("zpool", "add", pool.POOL, "cache", disk.partition(number["cache"]))
         else:
             do("zpool", "replace", pool.POOL, leaf.guid, disk.partition(number["log"]))
+    # Last: from then on the system runs from this disk as well, and nothing on it may be formatted any more.
+    do("mdadm", "--manage", mirror, "--fail", "detached", "--remove", "detached")
+    do("mdadm", "--manage", mirror, "--add", disk.partition(number["root"]))
 
 
 def level(disks: list[Disk], *targets: str, image: Path | None = None) -> None:
