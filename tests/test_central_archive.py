@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import requests
+import trustme
 
 from tests.central import Central
 from tests.central.testing import DICOM, IMPORT, STUDY, ZIP, Client, archived, instance, series, zipped
@@ -358,7 +359,6 @@ def test_paths_cannot_leave_the_folder(site: tuple[Central, Client]) -> None:
 
 
 def test_tls(start: Callable[..., tuple[Central, Client]], tmp_path: Path) -> None:
-    trustme = pytest.importorskip("trustme")
     authority = trustme.CA()
     authority.cert_pem.write_to_path(tmp_path / "ca.pem")
     authority.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(tmp_path / "server.pem")

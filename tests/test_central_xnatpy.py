@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import xnat
 
 from tests.central import Central
 from tests.central.testing import Client, archived, series, zipped
 
 pytest_plugins = "tests.central.fixtures"
-xnat = pytest.importorskip("xnat")
 
 
 @pytest.fixture

@@ -34,6 +34,7 @@ from relay_agent.package import (
 )
 from tests.agent.box import Box, Image, parsed
 from tests.agent.test_stage import sort_all
+from tests.peers import needed
 
 
 def item(number: int, path: Path, size: int, series: str = "1") -> Item:
@@ -107,9 +108,9 @@ def test_deflating_makes_it_smaller_and_storing_hardly_larger(archives: dict[boo
     assert size < archives[False].stat().st_size < 1.001 * size + 2000
 
 
-@pytest.mark.skipif(not shutil.which("unzip"), reason="Info-ZIP is not installed")
 @pytest.mark.parametrize("deflate", [False, True])
 def test_info_zip_finds_no_error(archives: dict[bool, Path], deflate: bool) -> None:
+    needed("unzip")
     done = subprocess.run(["unzip", "-t", archives[deflate]], capture_output=True, text=True, check=False)
     assert done.returncode == 0 and "No errors detected" in done.stdout
 
@@ -132,7 +133,7 @@ public class Unzip {
 """
 
 
-@pytest.mark.skipif(not shutil.which("javac"), reason="no Java compiler is installed")
+@pytest.mark.skipif(not shutil.which("javac"), reason="no javac; too large to be installed for this alone")
 def test_java_reads_it_from_a_pipe_as_xnat_does(archives: dict[bool, Path], tmp_path: Path) -> None:
     (tmp_path / "Unzip.java").write_text(JAVA, encoding="ascii")
     subprocess.run(["javac", "-d", tmp_path, tmp_path / "Unzip.java"], check=True)

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -20,23 +16,9 @@ from relay_agent.stage import Stager
 from tests import data
 from tests.delivery.box import Box, Pair, archived_files, arrived_exactly, everything, requests_for, site, to
 from tests.harness import Agent, running, send, wait_for
+from tests.small_disk import small_disk
 
 
-@contextmanager
-def small_disk(folder: Path, size: str) -> Iterator[None]:
-    """A file system of its own at this folder."""
-    folder.mkdir(parents=True)
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)], capture_output=True,
-                          text=True, check=False)
-    if done.returncode:
-        pytest.skip(f"a small file system cannot be mounted here ({done.stderr.strip()})")
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", "-l", str(folder)], check=True)
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount a small file system")
 def test_the_disk_of_the_box_is_full(tmp_path: Path) -> None:
     """Full to the last byte while delivering: refused is what comes, kept is what came, and it goes on afterwards."""
     receive = '[receive]\nreserve = "2 MB"\nprocesses = 1\njournal = "0 B"\n'

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.kspace.synthetic import FAMILIES, REAL, File
+from tests.kspace.synthetic import FAMILIES, File, real_file
 
 
 @pytest.fixture(params=FAMILIES)
@@ -16,6 +16,4 @@ def made(request: pytest.FixtureRequest) -> File:
 
 @pytest.fixture(params=["gre.dat", "epi.dat"])
 def real(request: pytest.FixtureRequest) -> Path:
-    if not (REAL / request.param).exists():
-        pytest.skip("the real files are not here; RELAY_TWIX_CORPUS names their folder")
-    return REAL / request.param
+    return real_file(request.param)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from tests.harness import PROJECT
 
@@ -19,6 +20,15 @@ FRAME = "1.3.12.2.1107.5.2.43.67890.1.20240229101112131.0.0.0"
 PLANNED = tuple(f"1.3.12.2.1107.5.2.43.67890.20240229102{n}1540000011111" for n in range(3))
 STUDY_LOID, SERIES_LOID, PATIENT_LOID = "6.0.77712345", "6.0.77712399", "6.0.77712301"
 START = 36_900.0  # 10:15:00
+
+
+
+def real_file(name: str) -> Path:
+    """A file that a scanner wrote; skips where it is not, for such files cannot be given away with the project."""
+    if not (REAL / name).exists():
+        pytest.skip(f"{name} of a real scanner is not here and may not be part of the project: RELAY_TWIX_CORPUS names "
+                    "its folder")
+    return REAL / name
 
 
 @dataclass(frozen=True)

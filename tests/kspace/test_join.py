@@ -19,6 +19,7 @@ from relay_agent.destinations.pieces import FOLDER, MANIFEST, Piece, Step, cover
 from relay_agent.kspace import join, packing
 from relay_agent.package import Item
 from tests.harness import PROJECT
+from tests.peers import needed
 
 NAME = "MID00358_0123456789ab.dat"
 CONTENT = bytes(range(256)) * 16_000 + b"end"  # some MiB, no multiple of 4
@@ -60,8 +61,8 @@ def test_joined(tmp_path: Path, packed: bool) -> None:
 def test_alone_without_anything_installed(tmp_path: Path, packed: bool) -> None:
     """The one file, on a Python without site packages; packed pieces by the program zstd."""
     folder = resource(tmp_path / "KSPACE", packed)
-    if packed and not shutil.which("zstd"):
-        pytest.skip("zstd is not installed")
+    if packed:
+        needed("zstd")
     shutil.copy(PROJECT / "relay_agent/kspace/join.py", tmp_path / "join.py")
     done = subprocess.run([sys.executable, "-I", "-S", str(tmp_path / "join.py"), str(folder), "--remove"],
                           capture_output=True, text=True, check=False)

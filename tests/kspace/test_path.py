@@ -24,7 +24,19 @@ from relay_agent.route import Lapsed, require_current
 from relay_agent.stage import Stager
 from tests.agent.box import Box
 from tests.kspace.path import STUDY, RawBox, clock, exam, raw, settings
-from tests.kspace.synthetic import ADJUSTMENT, FRAME, PERSON, PLANNED, REAL, START, File, Person, Scan, build, parts
+from tests.kspace.synthetic import (
+    ADJUSTMENT,
+    FRAME,
+    PERSON,
+    PLANNED,
+    START,
+    File,
+    Person,
+    Scan,
+    build,
+    parts,
+    real_file,
+)
 
 OTHER_FRAME = FRAME.replace("20240229101112131", "20240229120000000")
 DAY = 86400.0
@@ -109,10 +121,9 @@ def test_in_whatever_order_they_come(box, order):
 
 @pytest.mark.parametrize("name", ["gre.dat", "epi.dat"])
 def test_files_of_a_real_scanner(box, name):
-    if not (REAL / name).exists():
-        pytest.skip("the real files are not here")
-    content = (REAL / name).read_bytes()
-    said = facts.raw(REAL / name, check(REAL / name))
+    path = real_file(name)
+    content = path.read_bytes()
+    said = facts.raw(path, check(path))
     images = exam(frame=next(iter(said.frames)), protocols=("localizer", said.protocol))
     for image in images:
         image.DeviceSerialNumber = said.serial

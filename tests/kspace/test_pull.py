@@ -20,6 +20,7 @@ from relay_agent.kspace.remote import Entry, Failed, Interrupted, Remote
 from tests.harness import wait_for
 from tests.kspace.imager import Imager
 from tests.kspace.path import RawBox, exam, raw, settings
+from tests.small_disk import small_disk
 
 pytestmark = pytest.mark.slow  # a real server, and files that have to be at rest for some time
 METHODS = ("sftp", "rsync")
@@ -334,10 +335,7 @@ def test_no_room(box: Make, imager: Imager, method: str) -> None:
 def test_disk_full(imager: Imager, tmp_path: Path, method: str) -> None:
     """The disk of the box fills although there was room: told, nothing half lands, and later it goes on."""
     disk = tmp_path / "disk"
-    disk.mkdir()
-    if os.getuid() or os.system(f"mount -t tmpfs -o size=12m tmpfs {disk} 2>/dev/null"):
-        pytest.skip("a small disk can only be mounted by root")
-    try:
+    with small_disk(disk, "12m"):
         made = PullBox(disk / "box", imager, method=method)
         imager.write("meas.dat", raw())
         imager.write("large.dat", os.urandom(4_000_000), age=60)
@@ -351,8 +349,6 @@ def test_disk_full(imager: Imager, tmp_path: Path, method: str) -> None:
         (disk / "others").unlink()
         made.steps(3)
         assert set(made.landed) == {"meas.dat", "large.dat"}
-    finally:
-        assert not os.system(f"umount --lazy {disk}")  # the ledger is still open
 
 
 @pytest.mark.parametrize(("change", "words"), [

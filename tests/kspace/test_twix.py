@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from relay_agent.kspace.twix import NotTwix, Verdict, check, layout
 from tests.kspace.others import by_mapvbvd, by_twixtools
-from tests.kspace.synthetic import ADJUSTMENT, FAMILIES, REAL, File, Scan, build, header, parts, written
+from tests.kspace.synthetic import ADJUSTMENT, FAMILIES, File, Scan, build, header, parts, real_file, written
 
 
 def test_whole_files_are_complete_and_others_read_the_same(made, tmp_path):
@@ -214,6 +214,4 @@ def test_real_files_are_as_recorded_and_as_others_read_them(real):
     (1_656_800, Verdict.INCOMPLETE), (1_656_700, Verdict.INCOMPLETE), (1_600_000, Verdict.INCOMPLETE),
     (900_000, Verdict.INCOMPLETE), (796_352, Verdict.INCOMPLETE), (20_000, Verdict.INCOMPLETE)])
 def test_cuts_of_a_real_file(cut, verdict, tmp_path):
-    if not (REAL / "gre.dat").exists():
-        pytest.skip("the real files are not here")
-    assert check(written(tmp_path, (REAL / "gre.dat").read_bytes()[:cut])).verdict is verdict
+    assert check(written(tmp_path, real_file("gre.dat").read_bytes()[:cut])).verdict is verdict
