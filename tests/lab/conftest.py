@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import testinfra
 
 from tests.box.conftest import (
     PROJECT,
@@ -23,6 +24,7 @@ __all__ = ["inventory", "peer", "pytest_configure", "pytest_ignore_collect", "wa
 
 LAB = PROJECT / "inventory/lab.yml"
 BOX, ADDRESS = "relay-lab-1", "198.18.0.11"
+OTHER, OTHERS_ADDRESS = "relay-lab-2", "198.18.0.12"
 
 
 def command(playbook: str | Path, *options: str) -> list[str]:
@@ -81,3 +83,19 @@ def power_cut() -> Callable[[], None]:
         cut()
         start()
     return again
+
+
+@pytest.fixture(scope="session")
+def other(request) -> Any:
+    """The second box."""
+    return testinfra.get_host(f"ansible://{OTHER}", ansible_inventory=str(LAB),
+                              ssh_config=request.config.getoption("--ssh-config"))
+
+
+@pytest.fixture
+def dead(tmp_path) -> str:
+    """An option that adds a box to the fleet which is not there: relay-lab-9."""
+    facts = {"ansible_host": "198.18.0.99", "ansible_ssh_args": f"-F {PROJECT}/build/lab/ssh_config"}
+    (tmp_path / "dead.yml").write_text(json.dumps({"all": {"children": {
+        name: {"hosts": {"relay-lab-9": facts}} for name in ("relays", "lab", "site_lab")}}}))
+    return f"--inventory={tmp_path}/dead.yml"

@@ -7,14 +7,12 @@ import json
 import pytest
 
 from tests.box.conftest import PROJECT
-from tests.lab.conftest import BOX, ansible, variables
-
-OTHER = "relay-lab-2"
+from tests.lab.conftest import BOX, OTHER, ansible, variables
 
 
-def commission(*options: str, **values: object):
+def commission(**values: object):
     return ansible("playbooks/commission.yml", f"--limit={BOX},localhost",
-                   variables(commission_suite="tests/box/test_relay_agent.py", **values), *options)
+                   variables(commission_suite="tests/box/test_relay_agent.py", **values))
 
 
 @pytest.fixture
@@ -50,13 +48,10 @@ def test_commissioned(host, known_hosts):
     assert "Delivery:       delivered and verified" in text, text
 
 
-def test_status_names_who_does_not_answer(tmp_path):
+def test_status_names_who_does_not_answer(tmp_path, dead):
     """One table, a line a box: also for the box that is dead, and the exit status is that of a question answered."""
-    dead, told = tmp_path / "dead.yml", tmp_path / "told.json"
-    facts = {"ansible_host": "198.18.0.99", "ansible_ssh_args": f"-F {PROJECT}/build/lab/ssh_config"}
-    dead.write_text(json.dumps({"all": {"children": {
-        name: {"hosts": {"relay-lab-9": facts}} for name in ("relays", "lab", "site_lab")}}}))
-    played = ansible("playbooks/status.yml", f"--inventory={dead}", variables(status_file=str(told)))
+    told = tmp_path / "told.json"
+    played = ansible("playbooks/status.yml", dead, variables(status_file=str(told)))
     assert played.returncode == 0, played.stdout[-3000:]
     lines = {line.split()[0]: line for line in played.stdout.splitlines() if line.strip().startswith("relay-lab-")}
     assert "does not answer" in lines["relay-lab-9"]

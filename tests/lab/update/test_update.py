@@ -13,13 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import testinfra
 
 from tests.box.conftest import PROJECT
-from tests.lab.conftest import ADDRESS, BOX, LAB, ansible, command, cut, environment, start, variables
+from tests.lab.conftest import ADDRESS, BOX, OTHER, ansible, command, cut, environment, start, variables
 from tests.lab.studies import Study, archived, delivered
 
-OTHER = "relay-lab-2"
 UPPER = PROJECT / f"build/lab/{BOX}/upper"  # what the box writes, seen from outside while it runs
 REMEMBERED = UPPER / "etc/relay-agent/credentials/.update/before"
 # The agent's part is what these tests are about; all roles are played elsewhere.
@@ -28,12 +26,6 @@ FEW = {"update_roles": ["relay_agent", "update"]}
 
 def update(release: Path, *options: str, **values: Any) -> subprocess.CompletedProcess[str]:
     return ansible("playbooks/update.yml", *options, variables(relay_agent_release=str(release), **values))
-
-
-@pytest.fixture(scope="module")
-def other(request) -> Any:
-    option = request.config.getoption
-    return testinfra.get_host(f"ansible://{OTHER}", ansible_inventory=str(LAB), ssh_config=option("--ssh-config"))
 
 
 def version(host: Any) -> str:
@@ -83,17 +75,13 @@ def all_arrive(studies: list[Study], host: Any, central: Any, wait_for: Callable
         study.forget()
 
 
-def test_a_good_release_reaches_all_boxes_that_answer(host, other, peer, wait_for, good, tmp_path):
+def test_a_good_release_reaches_all_boxes_that_answer(host, other, peer, wait_for, good, dead):
     """What waits in the old release is delivered by the new one, senders go on, and a dead box is named at the end."""
-    dead = tmp_path / "dead.yml"
-    facts = {"ansible_host": "198.18.0.99", "ansible_ssh_args": f"-F {PROJECT}/build/lab/ssh_config"}
-    dead.write_text(json.dumps({"all": {"children": {
-        name: {"hosts": {"relay-lab-9": facts}} for name in ("relays", "lab", "site_lab")}}}))
     queued = Study("queued")
     host.check_output("systemctl stop relay-work.service")
     assert queued.send(peer("scanner"), ADDRESS)
     with sending(peer("scanner")) as safe:
-        played = update(good, f"--inventory={dead}", **FEW)
+        played = update(good, dead, **FEW)
     assert played.returncode != 0
     assert "did not answer: relay-lab-9" in played.stdout, played.stdout[-3000:]
     for box in (host, other):

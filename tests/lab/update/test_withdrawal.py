@@ -7,24 +7,13 @@ import json
 import sqlite3
 from contextlib import closing
 
-import pytest
-import testinfra
-
 from tests.box.conftest import PROJECT
-from tests.lab.conftest import LAB, ansible, variables
+from tests.lab.conftest import OTHER, OTHERS_ADDRESS, ansible, variables
 from tests.lab.studies import Study, delivered
 
-OTHER, OTHERS_ADDRESS = "relay-lab-2", "198.18.0.12"
 
-
-@pytest.fixture
-def other(request):
-    return testinfra.get_host(f"ansible://{OTHER}", ansible_inventory=str(LAB),
-                              ssh_config=request.config.getoption("--ssh-config"))
-
-
-def retire(*options: str, **values: object):
-    return ansible("playbooks/retire.yml", f"--limit={OTHER},localhost", variables(**values), *options)
+def retire(**values: object):
+    return ansible("playbooks/retire.yml", f"--limit={OTHER},localhost", variables(retire_untried=True, **values))
 
 
 def test_retired(other, peer, wait_for):
