@@ -79,10 +79,15 @@ build/VERSION: FORCE
 	@TZ=UTC git log -1 --date=format-local:%Y%m%d%H%M%S \
 	--format="$$(sed -n 's/^__version__ = "\(.*\)"/\1/p' relay_agent/__init__.py).%cd-%h" > $@
 
-bundle: release ## A release signed for boxes that fetch it: make bundle KEY=~/.ssh/release
+# With settings it is a release of now, whatever day its roles are of.
+bundle: release ## A release signed for boxes that fetch it: make bundle KEY=~/.ssh/release [SITES=/path/to/fleet.yml]
 	@test -n "$(KEY)" || { echo "Name the signing key: make bundle KEY=~/.ssh/release"; exit 2; }
+	@rm -rf build/settings && mkdir build/settings
+	@test -z "$(SITES)" || { $(BIN)/ansible-playbook $(SITES:%=--inventory=%) playbooks/settings.yml \
+	&& sed -i -E "s/[0-9]{14}-/$$(date -u +%Y%m%d%H%M%S)-/" build/VERSION; }
 	@tar --sort=name --mtime="@$$(git log -1 --format=%ct)" --owner=0 --group=0 --numeric-owner --mode=go-w \
-	--exclude=__pycache__ -cf build/relay.tar ansible.cfg playbooks roles build/relay-agent.tar build/relay-disk build/VERSION
+	--exclude=__pycache__ -cf build/relay.tar ansible.cfg playbooks roles \
+	build/relay-agent.tar build/relay-disk build/settings build/VERSION
 	@ssh-keygen -q -Y sign -f "$(KEY)" -n relay-release build/relay.tar
 	@echo "build/relay.tar and build/relay.tar.sig: release $$(cat build/VERSION), sha256 $$(sha256sum < build/relay.tar | cut -c -64)"
 
