@@ -45,7 +45,7 @@ def machine(box, tmp_path):
 
 @pytest.fixture
 def central(fleet, tmp_path):
-    with fleet.central(tmp_path / "central") as central:
+    with fleet.central(tmp_path / "central") as central, fleet.mail(tmp_path / "mail"):
         yield central
 
 
