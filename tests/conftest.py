@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 
@@ -15,6 +17,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if _shares(item):
             item.add_marker(pytest.mark.xdist_group(item.path.stem))
     items.sort(key=lambda item: item.get_closest_marker("slow") is None or _shares(item))
+
+
+def pytest_make_parametrize_id(val: Any, argname: str) -> str | None:
+    """Long values are no names: one of a megabyte, in which nobody can read, goes to and fro between the processes."""
+    return argname if isinstance(val, bytes | str) and len(val) > 100 else None
 
 
 def _shares(item: pytest.Item) -> bool:

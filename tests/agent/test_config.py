@@ -242,6 +242,7 @@ def test_commented_lines_without_an_example_show_the_default(tmp_path: Path) -> 
         assert getattr(on, table) == getattr(off, table)
 
 
+@pytest.mark.slow
 @given(st.recursive(st.text() | st.integers() | st.booleans() | st.floats(allow_nan=False, allow_infinity=False),
                     lambda inner: st.lists(inner) | st.dictionaries(st.text("ab01,", min_size=1), inner)))
 def test_values_are_written_as_toml_reads_them(value: Any) -> None:

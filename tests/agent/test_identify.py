@@ -292,6 +292,7 @@ COMMENTS = st.text() | st.lists(COMMENT_PIECES, max_size=14).map("".join)
 IDENTIFIERS = st.sampled_from(["Project", "Subject", "Session", "AA"])
 
 
+@pytest.mark.slow
 @settings(max_examples=1000)
 @given(st.text() | EXPRESSIONS.map("(0010,4000):{}".format))
 def test_any_line_is_a_rule_or_a_rule_error(line: str) -> None:
@@ -303,6 +304,7 @@ def test_any_line_is_a_rule_or_a_rule_error(line: str) -> None:
         assert isinstance(rule, Rule) and len(rule.tag) == 8
 
 
+@pytest.mark.slow
 @settings(max_examples=500, deadline=None)
 @given(EXPRESSIONS, EXPRESSIONS, st.text(max_size=8), st.text(max_size=12))
 def test_applying_raises_nothing_but_value_errors(regex: str, find: str, replace: str, text: str) -> None:

@@ -66,6 +66,7 @@ def instance(chance: random.Random, largest: int) -> tuple[str, bytes, list[byte
     return f"RELAY/20260102/{chance.randrange(3):02}/{digest.hex()}.dcm", digest, [header, data[:middle], data[middle:]]
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(seed=st.integers(0, 2**32), steps=st.lists(st.sampled_from("aaaappsc"), min_size=1, max_size=60))
 def test_everything_promised_is_there_after_power_cuts(seed: int, steps: list[str]) -> None:

@@ -181,7 +181,7 @@ class Books(RuleBasedStateMachine):
 
 Books.TestCase.settings = settings(max_examples=30, stateful_step_count=40, deadline=None,
                                    suppress_health_check=[HealthCheck.too_slow])
-TestBooks = Books.TestCase
+TestBooks = pytest.mark.slow(Books.TestCase)
 
 
 @pytest.fixture

@@ -160,7 +160,8 @@ def test_the_planted_values_do_provoke_pydicom(caplog: pytest.LogCaptureFixture)
     assert len([w for w in caught if "PLANTED" in str(w.message)]) >= 3  # pydicom's, and the last one
 
 
-@pytest.mark.parametrize("level", ["debug", "info", "error"])
+@pytest.mark.parametrize("level", [
+    "debug", *(pytest.param(level, marks=pytest.mark.slow) for level in ("info", "error"))])
 def test_pydicom_and_warnings_stay_silent(tmp_path: Path, level: str) -> None:
     """In a process of its own, where no test tool stands between a warning and standard error."""
     script = tmp_path / "provoke.py"

@@ -133,6 +133,7 @@ public class Unzip {
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("javac"), reason="no javac; too large to be installed for this alone")
 def test_java_reads_it_from_a_pipe_as_xnat_does(archives: dict[bool, Path], tmp_path: Path) -> None:
     (tmp_path / "Unzip.java").write_text(JAVA, encoding="ascii")
@@ -166,6 +167,7 @@ ITEMS = st.lists(st.tuples(st.sampled_from("ABC"), st.integers(0, 50)), max_size
     lambda entries: [item(number, Path(), size, series) for number, (series, size) in enumerate(entries)])
 
 
+@pytest.mark.slow
 @given(ITEMS, st.integers(1, 120))
 def test_every_item_is_in_one_part_of_its_series_that_is_not_too_large(items: list[Item], largest: int) -> None:
     found = parts(items, largest)
@@ -215,6 +217,7 @@ def test_digests_are_taken_once(session: Box) -> None:
     assert manifest(session.config, session.ledger, 1) == first
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(st.data())
 def test_a_flipped_bit_anywhere_in_the_data_set_is_noticed(

@@ -212,6 +212,7 @@ def test_removing_leaves_no_empty_folders_and_does_not_mind_what_is_gone(spool: 
     assert not (spool.folder / one.path).parent.exists()
 
 
+@pytest.mark.slow
 def test_a_folder_that_purge_takes_away_is_made_again(spool: Spool) -> None:
     """Writers and purge work on the same folders at the same time; no writer may fail by that."""
     stop = threading.Event()

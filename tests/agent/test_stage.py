@@ -40,6 +40,7 @@ EVENTS = st.lists(st.tuples(st.sampled_from(["RELAY", "OTHER"]), IMAGES) | st.sa
                   min_size=1, max_size=25)
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(EVENTS)
 def test_any_interleaving_of_anything_is_sorted_in_order(events: list[tuple[str, Image] | str]) -> None:

@@ -7,6 +7,7 @@ import random
 from contextlib import suppress
 from datetime import datetime
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -17,6 +18,7 @@ from relay_agent.deidentify.uids import UIDs
 from relay_agent.instance import File
 from tests.deidentify import golden
 
+pytestmark = pytest.mark.slow  # hundreds of rounds each
 CASES = golden.cases("ctp")
 SCRIPTS = [case for case in CASES if case["kind"] != "filter"]
 FILTERS = [case["script"] for case in CASES if case["kind"] == "filter"]
@@ -28,7 +30,7 @@ PIECES = ["@", "(", ")", "{", "}", "\\", '"', ",", "this", "::", "root:", "@keep
           "*", "!"]
 TAGS = ["00100010", "00100020", "00080020", "00080018", "00081140", "00280010", "7FE00010", "00120064", "00191008",
         "00080005", "0029[INVENTED VENDOR 7]10"]
-SLOW = settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
+MANY = settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
 
 
 def context() -> Context:
@@ -58,14 +60,14 @@ def end(script: str, lookup: str | None, file: bytes) -> tuple[str, object]:
         return type(error).__name__, str(error)
 
 
-@SLOW
+@MANY
 @given(st.sampled_from(SCRIPTS), st.sampled_from(sorted(FILES)), st.randoms(use_true_random=False))
 def test_mutated_scripts(case: dict, name: str, source: random.Random) -> None:
     script = mutated(case["script"], source)
     assert end(script, case["lookup"], FILES[name]) == end(script, case["lookup"], FILES[name])
 
 
-@SLOW
+@MANY
 @given(st.lists(st.tuples(st.sampled_from(TAGS), st.lists(st.sampled_from(COMMANDS + PIECES), max_size=3)), max_size=5),
        st.sampled_from(sorted(FILES)), st.sets(st.sampled_from(["privategroups", "unspecifiedelements", "overlays"])))
 def test_any_commands_on_any_elements(elements: list, name: str, removed: set[str]) -> None:
@@ -77,7 +79,7 @@ def test_any_commands_on_any_elements(elements: list, name: str, removed: set[st
     assert end(script, "ptid/x=1", FILES[name]) == end(script, "ptid/x=1", FILES[name])
 
 
-@SLOW
+@MANY
 @given(st.sampled_from([case for case in SCRIPTS if case["feature"].startswith(("whole", "process"))]),
        st.sampled_from(sorted(FILES)), st.data())
 def test_damaged_objects(case: dict, name: str, data: st.DataObject) -> None:
@@ -87,7 +89,7 @@ def test_damaged_objects(case: dict, name: str, data: st.DataObject) -> None:
     assert end(case["script"], case["lookup"], bytes(file)) == end(case["script"], case["lookup"], bytes(file))
 
 
-@SLOW
+@MANY
 @given(st.sampled_from(FILTERS), st.sampled_from(sorted(FILES)), st.randoms(use_true_random=False))
 def test_mutated_filters(text: str, name: str, source: random.Random) -> None:
     text = mutated(text, source)
@@ -103,7 +105,7 @@ def test_mutated_filters(text: str, name: str, source: random.Random) -> None:
             pass
 
 
-@SLOW
+@MANY
 @given(st.text(max_size=80))
 def test_any_text(text: str) -> None:
     for parse in (ctp.parse, ctp.parse_filter, ctp.parse_pixels):

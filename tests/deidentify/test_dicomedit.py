@@ -294,6 +294,7 @@ def broken_scripts(draw) -> str:
     return "".join(pieces)
 
 
+@pytest.mark.slow
 @settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(broken_scripts(), st.sampled_from(sorted(INPUTS)))
 def test_a_fuzzed_script_runs_or_says_why_not(text, name):
@@ -313,6 +314,7 @@ def test_a_fuzzed_script_runs_or_says_why_not(text, name):
     assert outputs[0] == outputs[1]
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.sampled_from(CASES), st.sampled_from(sorted(INPUTS)), st.lists(
     st.tuples(st.integers(0, 10**6), st.integers(0, 255)), min_size=1, max_size=8))

@@ -276,6 +276,7 @@ def test_a_full_disk_fails(monkeypatch):
 SMALL = ["MR_small_RLE.dcm", "SC_rgb_rle_2frame.dcm", "SC_rgb_small_odd_big_endian.dcm", "MR_small_implicit.dcm"]
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(name=st.sampled_from(SMALL), numbers=st.dictionaries(
     st.sampled_from([0x00280002, 0x00280006, 0x00280010, 0x00280011, 0x00280100, 0x00280101, 0x00280103]),

@@ -194,6 +194,7 @@ def test_marks_of_others_stay_and_ours_are_not_doubled():
     assert [one.text(0x00080100) for one in data.items(0x00120064)] == ["113101", "113100"]
 
 
+@pytest.mark.slow
 def test_every_attribute_of_the_table_in_every_vr_loses_its_value_at_every_level():
     """Each attribute once at the first level, once in an item of a sequence that the table does not name."""
     text = "Smitherson"
@@ -451,6 +452,7 @@ def test_dummies_fit_their_vr(vr):
                          "UL": 4, "SS": 2, "US": 2, "OW": 2}.get(vr, 1) == 0
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(
     st.sampled_from([*table.attributes(), 0x00082218, 0x00091001, 0x00090010, 0x00189999, 0x20010010, 0x20011003]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
 
 import pytest
@@ -10,23 +11,22 @@ from relay_agent.deidentify.recipe import Recipe, Step, parse
 from relay_agent.deidentify.script import ScriptError
 from tests.deidentify import golden
 
+# A test for each of these scripts would cost several times what it does.
 
-@pytest.mark.parametrize("case", [case for case in golden.cases("dicomedit") if case.get("stage") != "parse"
-                                  and 'version "' in case["script"]], ids=lambda case: case["id"])
-def test_every_recorded_dicomedit_script_goes_to_dicomedit(case):
-    try:
-        assert parse(Step("s", case["script"], case["lookup"])).language.startswith("DicomEdit")
-    except ScriptError as error:
-        assert "CTP" not in str(error)
+def test_every_recorded_dicomedit_script_goes_to_dicomedit():
+    for case in golden.cases("dicomedit"):
+        if case.get("stage") != "parse" and 'version "' in case["script"]:
+            try:
+                assert parse(Step("s", case["script"], case["lookup"])).language.startswith("DicomEdit"), case["id"]
+            except ScriptError as error:
+                assert "CTP" not in str(error), case["id"]
 
 
-@pytest.mark.parametrize("case", golden.cases("ctp"), ids=lambda case: case["id"])
-def test_every_recorded_ctp_script_goes_to_ctp(case):
-    try:
-        language = parse(Step("s", case["script"], case["lookup"])).language
-    except ScriptError:
-        return
-    assert language == ("CTP DicomFilter" if case["kind"] == "filter" else "CTP DicomAnonymizer")
+def test_every_recorded_ctp_script_goes_to_ctp():
+    for case in golden.cases("ctp"):
+        with suppress(ScriptError):
+            language = parse(Step("s", case["script"], case["lookup"])).language
+            assert language == ("CTP DicomFilter" if case["kind"] == "filter" else "CTP DicomAnonymizer"), case["id"]
 
 
 def test_a_dicomedit_4_script_is_refused_with_how_to_convert_it():

@@ -58,6 +58,7 @@ def test_forms(text, source, tag, vr):
     assert found(original(), result(tag, vr, text)) == ([] if too_short else [(residue.path_text((), tag), source)])
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(
     secret=st.sampled_from(["SMITHERSON", "smitherson", "0088123", "MRN-0088123", "07.01.1960", "19600107"]),

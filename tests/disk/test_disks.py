@@ -83,18 +83,18 @@ def test_human(size, words):
     assert human(size) == words
 
 
-@pytest.mark.parametrize("place, blank", [(0, True), (510, True), (23 * 1024, True), (24 * 1024, False), (2**20, False),
-                                          (16 * 2**20 - 1, False), (-1, True), (-24 * 1024, True),
-                                          (-24 * 1024 - 1, False), (-8 * 2**20, False)])
-def test_blank(tmp_path, place, blank):
+@pytest.mark.parametrize("places, blank", [
+    ((), True), ((0, 510, 23 * 1024, -1, -24 * 1024), True), ((24 * 1024,), False), ((2**20,), False),
+    ((16 * 2**20 - 1,), False), ((-24 * 1024 - 1,), False), ((-8 * 2**20,), False)])
+def test_blank(tmp_path, places, blank):
     """One byte at either end is enough, but where a table lies: one cut off while it was written is none."""
     path = tmp_path / "disk"
     size = 256 * 2**20
     with path.open("wb") as file:
         file.truncate(size)
-        assert reads_blank(str(path), size)
-        file.seek(place % size)
-        file.write(b"x")
+        for place in places:
+            file.seek(place % size)
+            file.write(b"x")
     assert reads_blank(str(path), size) is blank
 
 

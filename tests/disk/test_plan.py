@@ -220,6 +220,7 @@ states = st.sampled_from(["blank", "data", "ntfs", "old", "new", "begun", "kept"
 ids = st.sampled_from([OLD, NEW, "0badcafe"])
 
 
+@pytest.mark.slow
 @settings(max_examples=2000)
 @given(st.lists(states, min_size=6, max_size=6), st.sets(st.sampled_from(["SSD1", "SSD2", "HDD1", "HDD4"])),
        st.sets(ids), st.sampled_from(["", OLD]))

@@ -139,6 +139,7 @@ def test_facts_of_files(family, tmp_path):
     assert [one.number for one in result.candidates[0].series] == [7, 8]
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None)
 @given(data=st.data())
 def test_facts_of_damaged_files(data, tmp_path_factory):

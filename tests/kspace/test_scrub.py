@@ -90,6 +90,7 @@ def test_numbers_written_as_text(value, tmp_path):
     assert f'"{value}"'.encode() not in result
 
 
+@pytest.mark.slow  # the readers of others are slow to load
 def test_the_result_is_read_as_before_by_others(made, tmp_path):
     source = written(tmp_path, build(made))
     before = by_twixtools(source), by_mapvbvd(source)
@@ -296,6 +297,7 @@ def test_patches_hold_at_any_border(tmp_path):
         assert pieces == whole
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(data=st.data())
 def test_damaged_headers_are_held_or_scrubbed(data, tmp_path_factory):

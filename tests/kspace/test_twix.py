@@ -17,7 +17,7 @@ from tests.kspace.others import by_mapvbvd, by_twixtools
 from tests.kspace.synthetic import ADJUSTMENT, FAMILIES, File, Scan, build, header, parts, real_file, written
 
 
-def test_whole_files_are_complete_and_others_read_the_same(made, tmp_path):
+def test_whole_files_are_complete(made, tmp_path):
     content = build(made)
     path = written(tmp_path, content)
     found = check(path)
@@ -28,6 +28,12 @@ def test_whole_files_are_complete_and_others_read_the_same(made, tmp_path):
         (scan.uid, scan.readouts, scan.syncs) for scan in made.scans]
     assert [(one.data, one.acqend) for one in found.measurements] == parts(made)
     assert found.measurements[-1].first == pytest.approx(made.scans[-1].start + 0.01, abs=0.0025)
+
+
+@pytest.mark.slow  # the readers of others are slow to load
+def test_others_read_whole_files_the_same(made, tmp_path):
+    path = written(tmp_path, build(made))
+    found = check(path)
     assert by_twixtools(path) == [one.readouts + one.syncs for one in found.measurements]
     scan = made.scans[-1]
     assert by_mapvbvd(path) == (scan.samples, scan.channels, scan.readouts)
@@ -55,13 +61,15 @@ def _expected(made: File, cut: int) -> Verdict:
     return Verdict.COMPLETE if cut >= parts(made)[-1][1] else Verdict.INCOMPLETE
 
 
-@pytest.mark.parametrize("family", ["VB", "VE", "several"])
-def test_every_cut_of_a_small_file_is_noticed(family, tmp_path):
+@pytest.mark.parametrize(("family", "step"), [
+    # Primes: all positions of a field within some measurements.
+    ("VB", 31), ("VE", 31), ("several", 31),
+    *(pytest.param(family, step, marks=pytest.mark.slow) for family, step in (("VB", 1), ("VE", 1), ("several", 7)))])
+def test_every_cut_of_a_small_file_is_noticed(family, step, tmp_path):
     made = FAMILIES[family].but(scans=tuple(Scan(uid=scan.uid, readouts=2, samples=4) for scan in
                                             FAMILIES[family].scans))
     content = build(made)
     path = written(tmp_path, content)
-    step = 7 if family == "several" else 1  # a prime: all positions of a field within some measurements
     for cut in range(len(content), -1, -step):
         os.truncate(path, cut)
         found = check(path)
@@ -69,6 +77,7 @@ def test_every_cut_of_a_small_file_is_noticed(family, tmp_path):
         assert bool(found.reason) is (found.verdict is not Verdict.COMPLETE)
 
 
+@pytest.mark.slow
 def test_random_cuts_of_a_larger_file_are_noticed(tmp_path):
     made = File(scans=(ADJUSTMENT, Scan(readouts=300, channels=8, samples=256, syncs=40)))  # several reads, odd borders
     content = build(made)
@@ -170,6 +179,7 @@ def test_a_file_that_grows_meanwhile_is_not_complete(tmp_path, monkeypatch):
     assert (found.verdict, found.reason) == (Verdict.INCOMPLETE, "it changed while it was read")
 
 
+@pytest.mark.slow
 @settings(max_examples=400, deadline=None)
 @given(data=st.data())
 def test_any_damage_ends_in_a_verdict(data, tmp_path_factory):

@@ -11,7 +11,9 @@ import signal
 import subprocess
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -34,83 +36,144 @@ def receive(journal: str = "8 MiB", reserve: str = "10 MB", processes: int = 2) 
 
 # Synced before answered
 
-_CALL = re.compile(r"^(\d+) +(?:<\.\.\. (\w+) resumed>|(\w+)\()(.*)$")
-_DESCRIPTOR = re.compile(r"^(\d+)<([^>]*?)>?(?:\(deleted\))?[,)>]")
+_CALL = re.compile(r"(\d+) +(?:<\.\.\. (\w+) resumed>|(\w+)\()(.*)")
+_PATH = re.compile(r"\d+<([^>]*)>")
 RESPONSE = "\\x00\\x00\\x00\\x01\\x02\\x00\\x00\\x00\\x01\\x80"  # (0000,0100) = C-STORE-RSP
 SUCCESS = "\\x00\\x00\\x00\\x09\\x02\\x00\\x00\\x00\\x00\\x00"  # (0000,0900) = 0000
 
 
-def calls(trace: str) -> Iterator[tuple[str, str, str, bool]]:
-    """(name, arguments, result, whether this is its beginning): a call that blocked has two lines in a trace."""
-    begun: dict[str, str] = {}
-    for line in trace.splitlines():
-        found = _CALL.match(line)
+@dataclass(frozen=True)
+class Call:
+    """A system call. The moments here are lines of the trace."""
+
+    name: str
+    arguments: str
+    began: int
+    result: str = ""  # none yet at its beginning
+
+
+@dataclass
+class File:
+    """A file or folder, whatever descriptors and names it has."""
+
+    folder: str = ""  # of its latest name; none when it was there before the trace
+    named: int = -1
+    written: dict[str, int] = field(default_factory=dict)  # marker: when it was in the file
+    synced: int = -1  # when the latest sync that succeeded had begun
+
+
+def calls(trace: str) -> Iterator[tuple[int, Call]]:
+    """Each call when it begins and when it has ended: one that blocked has two lines in a trace."""
+    blocked: dict[str, Call] = {}
+    for line, text in enumerate(trace.splitlines()):
+        found = _CALL.fullmatch(text)
         if not found:
             continue
         thread, resumed, name, rest = found.groups()
         if resumed:
-            yield resumed, *_split(begun.pop(thread, "") + rest), False
-        elif rest.endswith("<unfinished ...>"):
-            begun[thread] = rest.removesuffix("<unfinished ...>")
-            yield name, begun[thread], "", True
+            if thread not in blocked:
+                continue
+            call = blocked.pop(thread)
+            rest = call.arguments + rest
         else:
-            yield name, *_split(rest), True
-            yield name, *_split(rest), False
-
-
-def _split(rest: str) -> tuple[str, str]:
-    arguments, _, result = rest.rpartition(" = ")
-    return arguments, result
+            call = Call(name, rest.removesuffix("<unfinished ...>"), line)
+            yield line, call
+            if rest.endswith("<unfinished ...>"):
+                blocked[thread] = call
+                continue
+        arguments, _, result = rest.rpartition(" = ")
+        yield line, replace(call, arguments=arguments, result=result)
 
 
 def unsynced(trace: str, markers: list[str]) -> list[str]:
     """What was answered before it was safe. ``markers`` are byte strings that only one instance each has in it.
 
-    Safe is: a file that the marker was written to was synced after that; and when the file is a new one, so was the
-    folder, after the file got its name.
+    Safe is: one of the files that have the marker was synced by a sync that began after the marker was written; and
+    when that file is a new one, so was the folder, by a sync that began after the file got its name. Names that
+    others give in the same folder meanwhile are no matter.
     """
+    files: defaultdict[str, File] = defaultdict(File)  # by every path they had
+
+    def safe(file: File, marker: str) -> bool:
+        return file.synced > file.written.get(marker, len(trace)) and \
+            (not file.folder or files[file.folder].synced > file.named)
+
     faults = []
-    written: dict[str, set[str]] = {marker: set() for marker in markers}  # descriptors that hold it, not yet synced
-    safe: set[str] = set()
-    new: dict[str, str] = {}  # descriptor of a new file: its folder
-    named: set[str] = set()  # folders with new names, not yet synced
     answered = 0
-    for name, arguments, result, begins in calls(trace):
-        descriptor = _DESCRIPTOR.match(arguments)
-        number, path = (descriptor[1], descriptor[2]) if descriptor else ("", "")
-        if not begins and name == "openat" and "O_CREAT" in arguments and not result.startswith("-"):
-            opened = re.match(r"(\d+)<(.*?)>", result)
-            if opened and "spool" in opened[2]:
-                new[opened[1]] = str(Path(opened[2]).parent)
-                named.add(new[opened[1]])
-        elif not begins and name in ("link", "linkat", "rename", "renameat", "renameat2") and result.startswith("0"):
-            named |= {str(Path(target).parent) for target in re.findall(r'"([^"]*)"', arguments)[-1:]}
-        elif not begins and name in ("write", "writev", "pwrite64", "pwritev", "pwritev2"):
-            for marker in markers:
-                if marker in arguments:
-                    written[marker].add(number)
-        elif not begins and name in ("fsync", "fdatasync") and result.startswith("0"):
-            named.discard(path)
-            for marker in markers:
-                if number in written[marker] and number not in new:
-                    safe.add(marker)
-                elif number in written[marker]:
-                    written[marker].add(f"synced in {new[number]}")
-        elif not begins and name == "close":
-            new.pop(number, None)
-            for numbers in written.values():
-                numbers.discard(number)
-        elif begins and name in ("sendto", "sendmsg", "write") and RESPONSE in arguments:
-            if SUCCESS not in arguments:
-                faults.append("not a success")
-            marker = markers[answered]
-            folders = {mark.removeprefix("synced in ") for mark in written[marker] if mark.startswith("synced in ")}
-            if marker not in safe and not any(folder not in named for folder in folders):
-                faults.append(f"answer {answered} was sent before its instance was safe")
-            answered += 1
+    for line, call in calls(trace):
+        path = _PATH.match(call.result if call.name == "openat" else call.arguments)
+        if not call.result:
+            if call.name in ("sendto", "sendmsg", "write") and RESPONSE in call.arguments:
+                if SUCCESS not in call.arguments:
+                    faults.append("not a success")
+                if not any(safe(file, markers[answered]) for file in [*files.values()]):
+                    faults.append(f"answer {answered} was sent before its instance was safe")
+                answered += 1
+        elif not call.result[0].isdigit():  # it failed
+            continue
+        elif call.name == "openat" and path and "O_CREAT" in call.arguments:
+            files[path[1]] = File(str(Path(path[1]).parent), line)
+        elif call.name in ("link", "linkat", "rename", "renameat", "renameat2"):
+            source, target = re.findall(r'"([^"]*)"', call.arguments)
+            files[target] = files[source]
+            files[target].folder, files[target].named = str(Path(target).parent), line
+        elif call.name in ("write", "writev", "pwrite64", "pwritev", "pwritev2") and path:
+            files[path[1]].written |= {marker: line for marker in markers if marker in call.arguments}
+        elif call.name in ("fsync", "fdatasync") and path:
+            files[path[1]].synced = max(files[path[1]].synced, call.began)
     if answered != len(markers):
         faults.append(f"{answered} answers for {len(markers)} instances")
     return faults
+
+
+def without_syncs(trace: str, path: str) -> str:
+    """The same account without the syncs of such files; ``path`` is a regular expression."""
+    return re.sub(rf"^\d+ +f(?:data)?sync\(\d+<{path}>.*\n", "", trace, flags=re.MULTILINE)
+
+
+_NEW, _OTHER, _RING = "/spool/05/.partial-1", "/spool/05/b.dcm", "/journal/ring-0"
+_EVENTS = {
+    "create": f'1 openat(AT_FDCWD</>, "{_NEW}", O_RDWR|O_CREAT|O_EXCL|O_CLOEXEC, 0640) = 11<{_NEW}>',
+    "write": f'1 writev(11<{_NEW}>, [{{iov_base="MARKER", iov_len=6}}], 1) = 6',
+    "link": f'1 link("{_NEW}", "/spool/05/a.dcm") = 0',
+    "file": f"1 fsync(11<{_NEW}>(deleted)) = 0",
+    "folder": "1 fsync(12</spool/05>) = 0",
+    "answer": f'1 sendto(3<socket:[7]>, "{RESPONSE}{SUCCESS}", 170, 0, NULL, 0) = 170',
+    "ring": f'1 pwritev2(4<{_RING}>, [{{iov_base="MARKER", iov_len=6}}], 1, 4096, 0) = 6',
+    "sync-ring": f"1 fdatasync(4<{_RING}>) = 0",
+    # By another thread
+    "other": f'2 openat(AT_FDCWD</>, "{_OTHER}", O_WRONLY|O_CREAT|O_EXCL|O_CLOEXEC, 0640) = 13<{_OTHER}>',
+    "place": f'2 write(13<{_OTHER}>, "MARKER", 6) = 6',
+    "number-again": f"2 fsync(11<{_OTHER}>) = 0",
+    "file...": f"2 fsync(11<{_NEW}> <unfinished ...>",
+    "folder...": "2 fsync(12</spool/05> <unfinished ...>",
+    "sync-ring...": f"2 fdatasync(4<{_RING}> <unfinished ...>",
+    "...done": "2 <... fsync resumed>) = 0",
+    "...failed": "2 <... fsync resumed>) = -1 EIO (Input/output error)",
+}
+
+
+@pytest.mark.parametrize(("events", "guilty"), [
+    ("create write link file folder answer", False),
+    ("create write link file folder other answer", False),  # somebody else's name
+    ("create write link file... folder ...done answer", False),
+    ("create write link folder answer file", True),
+    ("create write link file answer folder", True),
+    ("create write link file... folder answer ...done", True),
+    ("create write link file... folder ...failed answer", True),
+    ("create file... write link ...done folder answer", True),
+    ("create write folder... link ...done file answer", True),
+    ("create write link other number-again folder answer", True),
+    ("ring sync-ring answer", False),
+    ("ring sync-ring other place answer", False),
+    ("ring answer sync-ring", True),
+    ("sync-ring... ring ...done answer", True),
+    ("ring sync-ring... answer ...done", True),
+])
+def test_the_judge_follows_each_file(events: str, guilty: bool) -> None:
+    """What counts is the file and its own name, and when a sync began."""
+    trace = "\n".join(_EVENTS[event] for event in events.split())
+    assert unsynced(trace, ["MARKER"]) == ["answer 0 was sent before its instance was safe"] * guilty
 
 
 def hexed(raw: bytes) -> str:
@@ -127,7 +190,7 @@ def test_synced_before_answered(tmp_path: Path, way: str) -> None:
         output = tmp_path / "trace"
         tracer = subprocess.Popen(
             [strace, "-f", "-y", "-xx", "-s", "900", "-o", str(output), "-p", str(child), "-e", "trace=openat,link,"
-             "linkat,rename,renameat,renameat2,write,writev,pwrite64,pwritev,pwritev2,fsync,fdatasync,sync,syncfs,close,"
+             "linkat,rename,renameat,renameat2,write,writev,pwrite64,pwritev,pwritev2,fsync,fdatasync,"
              "sendto,sendmsg"], stderr=subprocess.PIPE, text=True)
         assert tracer.stderr is not None
         said = tracer.stderr.readline()
@@ -147,9 +210,11 @@ def test_synced_before_answered(tmp_path: Path, way: str) -> None:
         tracer.wait(PATIENCE)
         trace = decoded(output.read_text())
         assert unsynced(trace, [hexed(marker) for marker in markers]) == []
-        # The judge must be able to find somebody guilty: the same account without its syncs.
-        quiet = "\n".join(line for line in trace.splitlines() if "sync" not in line)
-        assert len(unsynced(quiet, [hexed(marker) for marker in markers])) == len(markers)
+        # The judge must be able to find somebody guilty: the same account without its syncs, or without the folders'.
+        straight = range(12) if way == "files" else range(3, 12, 4)
+        for path, harmed in ((r"[^>]*", range(12)), (r"[^>]*/spool/RELAY/\d{8}/\d\d", straight)):
+            assert unsynced(without_syncs(trace, path), [hexed(marker) for marker in markers]) == [
+                f"answer {number} was sent before its instance was safe" for number in harmed]
 
 
 def decoded(trace: str) -> str:

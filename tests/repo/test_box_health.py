@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import sys
 from datetime import UTC, datetime, timedelta
 from importlib.machinery import SourceFileLoader
 
@@ -18,10 +19,10 @@ YEAR = 8766
 
 @pytest.fixture(autouse=True, scope="module")
 def no_cache():
-    LOADER.exec_module(health)
-    yield
-    for path in (PROJECT / "roles/health/files/__pycache__").glob("box-health*"):
-        path.unlink()
+    """What is compiled there would be taken for a part of the role."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "dont_write_bytecode", True)
+        LOADER.exec_module(health)
 
 
 @pytest.fixture
