@@ -77,7 +77,7 @@ def test_nuc(nuc, key, tmp_path, person):
         told = status(machine, key)
         assert told["findings"] == []
         assert told["pool"]["state"] == "ONLINE" and not told["pool"]["locked"]
-        where = machine.ssh("findmnt -no SOURCE,TARGET -t zfs", key=key).stdout.split()
+        where = machine.ssh("findmnt --list -no SOURCE,TARGET -t zfs", key=key).stdout.split()
         assert dict(zip(where[1::2], where[::2], strict=True)) == {
             "/var/lib/relay-agent": "relay/data", "/var/lib/relay-agent/kspace": "relay/kspace",
             "/var/log/journal": "relay/journal", "/etc/relay-agent/credentials": "relay/secrets"}
