@@ -59,7 +59,7 @@ def test_forms(text, source, tag, vr):
 
 
 @pytest.mark.slow
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     secret=st.sampled_from(["SMITHERSON", "smitherson", "0088123", "MRN-0088123", "07.01.1960", "19600107"]),
     around=st.tuples(*[st.text("-_ .:;()[]\0\n#", max_size=6)] * 2),
@@ -240,7 +240,7 @@ def test_cutting_out_is_refused_when_it_is_not_certain():
 # ------------------------------------------------------------------------------------------------ robustness, speed
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.text(max_size=20), st.text(max_size=20), st.text(max_size=12), st.binary(max_size=200),
        st.sampled_from(["LO", "UN", "OB", "PN", "UI", "DS"]))
 def test_any_identity_and_any_value(name, patient_id, birth, value, vr):
