@@ -35,7 +35,8 @@ def main() -> None:
     parser.add_argument("--update-lock", action="store_true", help="lock what the mirror has today, and build nothing")
     asked = parser.parse_args()
     if os.geteuid():
-        parser.exit(1, "image/build: mmdebstrap and chroot need root: sudo image/build ...\n")
+        parser.exit(1, "image/build: mmdebstrap and chroot need root: sudo image/build ..., or, with uidmap,\n"
+                    "             root of a user namespace: unshare --map-root-user --map-auto image/build ...\n")
     start = time.monotonic()
     try:
         if asked.update_lock:

@@ -205,4 +205,8 @@ def repository(folder: Path, packages: list[Package], extra: Iterable[Path] = ()
         os.link(deb, folder / name) if deb.stat().st_dev == folder.stat().st_dev else shutil.copy(deb, folder / name)
         control = run("dpkg-deb", "--field", deb).rstrip()
         stanzas.append(f"{control}\nFilename: ./{name}\nSize: {deb.stat().st_size}\nSHA256: {digest(deb)}\n")
-    (folder / "Packages").write_text("\n".join(stanzas))
+    index = folder / "Packages"
+    index.write_text("\n".join(stanzas))
+    # By the codename newer versions of mmdebstrap know which of the essential packages are meant.
+    (folder / "Release").write_text(
+        f"Codename: {SUITE}\nSHA256:\n {digest(index)} {index.stat().st_size} {index.name}\n")

@@ -67,8 +67,9 @@ def enter(tree: Path, script: str, binds: dict[Path, str] | None = None) -> str:
 
     Mounts are in a namespace of their own and end with it. systemctl knows by SYSTEMD_OFFLINE to start nothing.
     """
-    mounts = [f"mount -t proc proc {tree}/proc", f"mount -t tmpfs tmpfs {tree}/dev", f"mount -t tmpfs tmpfs {tree}/run",
-              f"mount -t tmpfs tmpfs {tree}/tmp"]
+    # In a sticky folder not even root may write to a file of somebody's who is nobody in a user namespace.
+    mounts = [f"mount -t proc proc {tree}/proc", f"mount -t tmpfs -o mode=755 tmpfs {tree}/dev",
+              f"mount -t tmpfs tmpfs {tree}/run", f"mount -t tmpfs tmpfs {tree}/tmp"]
     for device in ("null", "zero", "full", "random", "urandom", "tty"):
         mounts.append(f"touch {tree}/dev/{device} && mount --bind /dev/{device} {tree}/dev/{device}")
     mounts.append(f"mkdir {tree}/dev/shm {tree}/run/lock && ln -s /proc/self/fd {tree}/dev/fd")

@@ -156,6 +156,34 @@ def test_no_key(text):
         key.parse(text)
 
 
+@pytest.fixture
+def tpm(monkeypatch, tmp_path):
+    """Stands for the programs that ask a TPM, with the words of a real lock-out; ``asked`` is what was called."""
+    for name, script in (
+            ("systemd-creds", """[ -e cleared ] && printf 4b && exit; cat words >&2; exit 1"""),
+            ("tpm2_dictionarylockout", """[ "$1" = --clear-lockout ] && touch cleared""")):
+        program = tmp_path / name
+        program.write_text(f"#!/bin/sh\ncd {tmp_path}; echo {name} >> asked; {script}\n")
+        program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    (tmp_path / "words").write_text("ERROR:esys:src/tss2-esys/api/Esys_Load.c:112:Esys_Load() Esys Finish ErrorCode "
+                                    "(0x00000921) \nFailed to unseal secret using TPM2: No locks available\n")
+    return tmp_path
+
+
+def test_power_cuts_do_not_lock_the_tpm_out(tpm):
+    """It counts each as a guess, and after a few gives nobody anything; nothing here has a password to guess."""
+    assert key.unseal("sealed") == b"K"
+    assert (tpm / "asked").read_text().split() == ["systemd-creds", "tpm2_dictionarylockout", "systemd-creds"]
+
+
+def test_another_tpm_is_no_lock_out(tpm):
+    (tpm / "words").write_text("Failed to unseal secret using TPM2: Operation not permitted\n")
+    with pytest.raises(Failed, match="not permitted"):
+        key.unseal("sealed")
+    assert (tpm / "asked").read_text().split() == ["systemd-creds"]
+
+
 @pytest.mark.parametrize("size", [10 * GIB, 900 * GIB, 20000 * GIB])
 def test_shares(size):
     """What is sure for one can be taken by no other."""

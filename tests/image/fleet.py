@@ -1,13 +1,19 @@
-"""A fleet of one box whose site is this machine: it sends images to the box and is the central XNAT."""
+"""A fleet of one box whose site is this machine: it sends images to the box, is the central XNAT and takes mail."""
 
 from __future__ import annotations
 
 import shutil
+import ssl
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import trustme
 import yaml
+from aiosmtpd.controller import Controller
+from aiosmtpd.handlers import Mailbox
+from aiosmtpd.smtp import AuthResult, LoginPassword
 
 from tests.central import Central
 from tests.image.vm import GATEWAY, HOST, MAC, NAMES, free_port, run
@@ -19,19 +25,20 @@ PASSWORD = "of-the-vm"
 
 @dataclass(frozen=True)
 class Fleet:
-    """Its inventory, its administrator's key, and the port at which the box looks for the central XNAT."""
+    """Its inventory, its administrator's key, and where the box looks for the central XNAT and the mail server."""
 
     inventory: Path
     key: Path
     port: int
+    mail_port: int
 
     @classmethod
     def make(cls, folder: Path) -> Fleet:
         """With keys and certificates of its own."""
-        fleet = cls(folder / "inventory", folder / "key", free_port())
+        fleet = cls(folder / "inventory", folder / "key", free_port(), free_port())
         run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "anna", "-f", fleet.key)
         ca = trustme.CA()
-        pair = ca.issue_cert(HOST)
+        pair = ca.issue_cert(HOST, common_name=HOST)
         pair.cert_chain_pems[0].write_to_path(folder / "central.pem")
         pair.private_key_pem.write_to_path(folder / "central.key")
         groups = fleet.inventory / "group_vars"
@@ -64,6 +71,21 @@ class Fleet:
         return Central(folder, projects=["P1"], users={"relay": PASSWORD}, port=self.port,
                        tls=(self.key.with_name("central.pem"), self.key.with_name("central.key")))
 
+    @contextmanager
+    def mail(self, folder: Path) -> Iterator[None]:
+        """The mail server: keeps what those bring who log in over TLS."""
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context.load_cert_chain(self.key.with_name("central.pem"), self.key.with_name("central.key"))
+        expected = LoginPassword(b"relay", PASSWORD.encode())
+        server = Controller(Mailbox(folder), hostname="127.0.0.1", port=self.mail_port, tls_context=context,
+                            require_starttls=True, auth_required=True,
+                            authenticator=lambda *told: AuthResult(success=told[-1] == expected))
+        server.start()
+        try:
+            yield
+        finally:
+            server.stop()
+
     def settings(self, ca: str) -> dict:
         """What a site says, with the addresses of QEMU's own network."""
         return {
@@ -71,6 +93,7 @@ class Fleet:
             "site_destination_networks": [HOST], "site_raw_networks": [],
             "firewall_outbound": [
                 {"name": "central XNAT", "ports": [self.port], "networks": [HOST]},
+                {"name": "mail", "ports": [self.mail_port], "networks": [HOST]},
                 {"name": "names", "protocol": "udp", "ports": [53], "networks": [NAMES]},
                 {"name": "time", "protocol": "udp", "ports": [123], "networks": [HOST]}],
             "network_interfaces": [{"role": "uplink", "mac": MAC, "address": "dhcp", "gateway": GATEWAY}],
@@ -80,7 +103,7 @@ class Fleet:
             "base_administrators": [{"name": "anna", "full_name": "Anna Example",
                                      "keys": [self.key.with_suffix(".pub").read_text().strip()]}],
             "base_certificates": {"vm": ca}, "base_time_servers": [HOST],
-            "smtp_host": "mail.example.org", "smtp_user": "relay", "smtp_password": "{{ vault_mail }}",
+            "smtp_host": HOST, "smtp_port": self.mail_port, "smtp_user": "relay", "smtp_password": "{{ vault_mail }}",
             "smtp_sender": "relay@example.org", "smtp_contacts": ["imaging@example.org"],
             "relay_agent_config": {
                 "receive": {"reserve": "64 MiB"},

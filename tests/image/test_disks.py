@@ -10,10 +10,13 @@ import time
 import pytest
 
 from tests.image.boxes import MARK, NUC, SUPERMICRO, Person, Stick, disks, install, installed, orders, status
-from tests.image.vm import VM, Disk, run
+from tests.image.vm import PATIENCE, VM, Disk, run, wait
 
 pytestmark = [pytest.mark.full, pytest.mark.timeout(3600)]
 RELAY = re.compile(r"Relay ([0-9a-f]{8}) is installed")
+FILES = 100
+WRITE = (f"for n in $(seq {FILES}); do dd if=/dev/urandom of=$n bs=1M count=1 conv=fsync status=none; "
+         "sha256sum $n >> sums; sleep 0.2; done")
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +77,7 @@ def test_nuc(nuc, key, tmp_path, person):
         told = status(machine, key)
         assert told["findings"] == []
         assert told["pool"]["state"] == "ONLINE" and not told["pool"]["locked"]
-        where = machine.ssh("findmnt -no SOURCE,TARGET -t zfs", key=key).stdout.split()
+        where = machine.ssh("findmnt --list -no SOURCE,TARGET -t zfs", key=key).stdout.split()
         assert dict(zip(where[1::2], where[::2], strict=True)) == {
             "/var/lib/relay-agent": "relay/data", "/var/lib/relay-agent/kspace": "relay/kspace",
             "/var/log/journal": "relay/journal", "/etc/relay-agent/credentials": "relay/secrets"}
@@ -123,6 +126,18 @@ def test_another_machine_opens_nothing(nuc, key, tmp_path, person):
         assert read(stolen, key) == MARK, "a new main board is a new home, once a person with the key said so"
 
 
+def test_locked_out_tpm(nuc, key, tmp_path):
+    """A TPM counts power cuts as guesses, and this one forgives three; nobody has to come for that."""
+    with nuc.copy(tmp_path) as machine:
+        for _ in range(4):
+            machine.wait_ssh(key=key)
+            machine.cut()
+            machine.start()
+        machine.wait_ssh(key=key)
+        assert status(machine, key)["findings"] == []
+        assert "the TPM is locked out" in machine.ssh("sudo journalctl -b -u relay-pool", key=key).stdout
+
+
 def test_supermicro(supermicro, key, tmp_path):
     with supermicro.copy(tmp_path) as machine:
         machine.wait_ssh(key=key)
@@ -157,20 +172,26 @@ def test_each_ssd_starts_the_box_alone_and_is_replaced(supermicro, key, tmp_path
 
 
 def test_data_disk_is_pulled_and_replaced(supermicro, key, tmp_path):
-    """Pulled while the box runs and receives; nothing is lost; the new one is in step again."""
+    """Pulled while the box runs and writes; nothing is lost; the new one is in step again."""
     new = Disk.blank(tmp_path, "hdd", "NEW", "2100M")
-    with supermicro.copy(tmp_path, without=("HDD2",), extra=(new,)) as machine:
+    with supermicro.copy(tmp_path, extra=(new,)) as machine:
         machine.wait_ssh(key=key, seconds=240)
-        machine.ssh("sudo dd if=/dev/urandom of=/var/lib/relay-agent/big bs=1M count=64 status=none conv=fsync",
+        machine.ssh(f"sudo systemd-run --unit=writer --expand-environment=no --working-directory=/var/lib/relay-agent "
+                    f"sh -euc '{WRITE}'", key=key)
+        written = "sudo cat /var/lib/relay-agent/sums | wc -l"
+        wait(lambda: int(machine.ssh(written, key=key).stdout) > 5, 60 * PATIENCE, "writing")
+        machine.ssh("echo 1 | sudo tee /sys/block/$(lsblk -ndo NAME,SERIAL | sed -n 's/ *HDD2$//p')/device/delete",
                     key=key)
-        before = machine.ssh("sudo sha256sum /var/lib/relay-agent/big", key=key).stdout
+        assert int(machine.ssh(written, key=key).stdout) < FILES, "pulled too late"
+        wait(lambda: machine.ssh("systemctl is-active writer", key=key, check=False).returncode, 120 * PATIENCE, "end")
+        assert int(machine.ssh(written, key=key).stdout) == FILES, "the box stopped writing"
         told = status(machine, key)
         assert told["pool"]["state"] == "DEGRADED" and any("put in a new disk" in one for one in told["findings"])
         machine.ssh("sudo relay-disk replace --wait", key=key, seconds=300)
         assert status(machine, key)["findings"] == []
         machine.ssh("sudo zpool scrub -w relay", key=key, seconds=120)
         assert "with 0 errors" in machine.ssh("sudo zpool status relay", key=key).stdout
-        assert machine.ssh("sudo sha256sum /var/lib/relay-agent/big", key=key).stdout == before
+        machine.ssh("sudo sh -c 'cd /var/lib/relay-agent && sha256sum --check --quiet sums'", key=key)
 
 
 def test_foreign_disk_is_left_alone(fast, words, tmp_path):

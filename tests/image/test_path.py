@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import re
+import sqlite3
 import subprocess
 import sys
 import threading
 import time
+from contextlib import closing
 
 import pytest
 
@@ -45,7 +47,7 @@ def machine(box, tmp_path):
 
 @pytest.fixture
 def central(fleet, tmp_path):
-    with fleet.central(tmp_path / "central") as central:
+    with fleet.central(tmp_path / "central") as central, fleet.mail(tmp_path / "mail"):
         yield central
 
 
@@ -100,6 +102,16 @@ def test_power_cut_while_receiving(machine, central, fleet):
     arrived_exactly(central, [*first, *images])
 
 
+def play(playbook, inventory, known_hosts, **values):
+    """Run a playbook for the box."""
+    return subprocess.run(
+        [PROJECT / ".venv/bin/ansible-playbook", "--inventory", inventory, f"playbooks/{playbook}",
+         "--extra-vars", " ".join(f"{name}={value}" for name, value in values.items()),
+         "--ssh-common-args", f"-o UserKnownHostsFile={known_hosts} -o StrictHostKeyChecking=accept-new"],
+        cwd=PROJECT, capture_output=True, text=True, check=False,
+        env=os.environ | {"PATH": f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"})
+
+
 def test_commissioned(machine, central, fleet, tmp_path):
     """As docs/fleet.md has it: the box is found by what its screen shows, completed, and all of tests/box passes."""
     machine.wait_for(f"{BOX} ", seconds=240)
@@ -107,13 +119,29 @@ def test_commissioned(machine, central, fleet, tmp_path):
     shown = wait_for(lambda: re.search(r"SHA256:[\w+/]{43}", machine.log()), 60 * PATIENCE)[0]
     known = tmp_path / "known_hosts"
     inventory = fleet.reached_at(machine.port("ssh"), tmp_path / "fleet")
-    done = subprocess.run(
-        [PROJECT / ".venv/bin/ansible-playbook", "--inventory", inventory, "playbooks/commission.yml",
-         "--extra-vars", f"commission_fingerprint={shown} commission_known_hosts={known} "
-         f"commission_folder={tmp_path}", "--ssh-common-args", f"-o UserKnownHostsFile={known}"],
-        cwd=PROJECT, capture_output=True, text=True, check=False,
-        env=os.environ | {"PATH": f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"})
+    done = play("commission.yml", inventory, known, commission_fingerprint=shown, commission_known_hosts=known,
+                commission_folder=tmp_path)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
     report = (tmp_path / f"{BOX}.txt").read_text()
     print(report)
     assert not re.search("FAILED|ERROR", report), report
+
+
+def test_retired(machine, central, fleet, tmp_path):
+    """As docs/fleet.md has it, on a real pool: the ledger comes home, and then nothing opens what is on the disk."""
+    complete(machine, fleet)
+    images = list(data.study())
+    assert receives(machine, images) == [0] * len(images)
+    wait_for(lambda: len(central.archive_instances("P1", "S1_MR1")) == len(images), WHOLE_DELIVERY)
+    inventory = fleet.reached_at(machine.port("ssh"), tmp_path / "fleet")
+    done = play("retire.yml", inventory, tmp_path / "known_hosts", retire=BOX, retire_folder=tmp_path)
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+    certificate = (tmp_path / f"{BOX}.txt").read_text()
+    print(certificate)
+    assert f"Received:       {len(images)} instances" in certificate
+    assert f"Delivered:      {len(images)}, each proved" in certificate
+    assert "pool, " in certificate
+    with closing(sqlite3.connect(tmp_path / f"{BOX}.sqlite")) as ledger:
+        assert ledger.execute("SELECT count(*) FROM instance").fetchone() == (len(images),)
+    gone = machine.ssh("sudo zpool import 2>&1; sudo zpool list 2>&1", user=ADMINISTRATOR, key=fleet.key, check=False)
+    assert gone.stdout.count("no pools available") == 2, gone.stdout

@@ -126,8 +126,8 @@ class VM:
 
     def drives(self) -> list[str]:
         """The disks, each at a port of its own in the order of the list; a stick is started from before all others."""
-        words = ["-device", "qemu-xhci,id=usb", "-device", "ich9-ahci,id=sata"]
-        ports = iter(range(6))
+        words = ["-device", "qemu-xhci,id=usb", "-device", "ich9-ahci,id=sata", "-device", "ich9-ahci,id=more"]
+        ports = (f"{controller}.{port}" for controller in ("sata", "more") for port in range(6))
         for number, disk in enumerate(self.disks):
             form = json.loads(run("qemu-img", "info", "-U", "--output=json", disk.path))["format"]
             words += ["-drive", f"if=none,id=d{number},file={disk.path},format={form},cache=unsafe,discard=unmap"]
@@ -138,7 +138,7 @@ class VM:
                 device = f"nvme,serial={disk.serial}"
             else:
                 rate = {"ssd": 1, "hdd": 7200}[disk.kind]
-                device = f"ide-hd,bus=sata.{next(ports)},serial={disk.serial},rotation_rate={rate}"
+                device = f"ide-hd,bus={next(ports)},serial={disk.serial},rotation_rate={rate}"
             words += ["-device", f"{device},drive=d{number},{order}"]
         return words
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import subprocess
+import time
 
 import pytest
 
@@ -39,7 +40,8 @@ def test_ssh_that_locks_out(host, site, gets_in, other_key, wait_for):
     before = digest(host)
     played = site("ssh", ssh_administrators=other_key, ssh_patience=15)
     assert lost(played), played.stdout[-2000:]
-    assert wait_for(gets_in)
+    time.sleep(20)  # sshd shuts out for a while whom it refused: who asks all the time has to wait all the longer
+    assert wait_for(gets_in, 120)
     assert digest(host) == before
 
 
@@ -71,6 +73,29 @@ def test_a_good_change_stays(host, site, gets_in):
     assert gets_in()
     assert host.run("test -e /var/lib/box-guard/firewall").failed
     assert host.run("systemctl is-active box-guard-firewall.timer").failed
+
+
+def test_a_play_that_never_came_back(host):
+    """What it left half done is not remembered as good: the next play begins with what was before it."""
+    before = digest(host)
+    arm = "box-guard arm firewall /etc/nftables.conf 'systemctl reload nftables.service'"
+    host.check_output(arm)
+    host.check_output("echo 'half a line' >> /etc/nftables.conf")
+    host.check_output(arm)
+    assert digest(host) == before
+    host.check_output("box-guard keep firewall")
+    assert digest(host) == before
+
+
+def test_the_time_counts_from_the_change(host):
+    """On a slow line the play takes its time until it makes the change; it is watched all the same."""
+    host.check_output("box-guard arm ssh /etc/ssh 'systemctl reload ssh.service'")
+    timer = host.check_output("systemctl list-timers --no-legend box-guard-ssh.timer")
+    assert "59min" in timer or "1h" in timer
+    host.check_output("box-guard apply ssh 5")
+    host.check_output("sleep 8")
+    assert "too late, the change of ssh was taken back" in host.run("box-guard keep ssh").stderr
+    assert "too late, the change of ssh was taken back" in host.run("box-guard apply ssh 5").stderr
 
 
 def test_interfaces_that_cannot_be_meant(host, site):

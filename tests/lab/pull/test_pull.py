@@ -3,36 +3,55 @@
 from __future__ import annotations
 
 import io
+import json
 import subprocess
 import tarfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.box.conftest import PROJECT
-from tests.lab.conftest import BOX, cut, start
+from tests.lab.conftest import ADDRESS, BOX, LAB, cut, start
 
 SERVED = PROJECT / "build/lab/served"
 REMEMBERED = PROJECT / f"build/lab/{BOX}/upper/etc/relay-agent/credentials/.update/before"
 VERSION = "/etc/relay-agent/credentials/.update/version"
+INVENTORY = "/etc/relay-agent/credentials/.update/inventory.json"
 
 
-@pytest.fixture(scope="module")
-def bundle() -> Path:
-    """What `make bundle` makes."""
-    subprocess.run(["make", "--silent", "bundle", f"KEY={PROJECT}/build/lab/release-key"], cwd=PROJECT, check=True)
+def bundle(*sites: Path) -> Path:
+    """What `make bundle` makes, with the settings of these inventories."""
+    subprocess.run(["make", "--silent", "bundle", f"KEY={PROJECT}/build/lab/release-key",
+                    f"SITES={' '.join(map(str, sites))}"], cwd=PROJECT, check=True)
     return PROJECT / "build/relay.tar"
 
 
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory) -> Path:
+    """One without settings."""
+    return bundle().rename(tmp_path_factory.mktemp("bundle") / "relay.tar")
+
+
 @pytest.fixture
-def serve(bundle) -> Callable[..., None]:
-    """Serve the bundle as one of another version, signed by a key; then with a byte that is another one."""
-    def put(version: str, key: str = "release-key", tampered: bool = False) -> None:
+def serve(plain, tmp_path, inventory) -> Callable[..., None]:
+    """Serve the bundle as one of another version, signed by a key; then with a byte that is another one.
+
+    ``receiver`` is what the site says of the agent's receiver by now.
+    """
+    def put(version: str, key: str = "release-key", tampered: bool = False, receiver: dict[str, Any] | None = None,
+            ) -> None:
+        bundled = plain
+        if receiver:
+            config = inventory["_meta"]["hostvars"][BOX]["relay_agent_config"] | {"receiver": [receiver]}
+            changed = tmp_path / "changed.json"
+            changed.write_text(json.dumps({"all": {"hosts": {BOX: {"relay_agent_config": config}}}}))
+            bundled = bundle(LAB, changed)
         SERVED.mkdir(parents=True, exist_ok=True)
         target = SERVED / "relay.tar"
-        with tarfile.open(bundle) as made, tarfile.open(target, "w") as new:
+        with tarfile.open(bundled) as made, tarfile.open(target, "w") as new:
             for member in made:
                 content = made.extractfile(member)
                 data = content.read() if content else b""
@@ -103,3 +122,36 @@ def test_a_good_one_is_applied_also_after_a_power_cut(host, peer, serve, wait_fo
         assert host.service(f"{service}.service").is_running
     assert host.run("box-pull").stdout == "nothing new\n"
     assert wait_for(lambda: told(peer, "runs here now"), 120)
+
+
+def calls(peer, title: str) -> bool:
+    return bool(peer("scanner").run(f"echoscu -aet {title} -aec RELAY {ADDRESS} 11112").succeeded)
+
+
+def test_settings_come_with_it(host, peer, serve, wait_for):
+    """A hospital has a new scanner, and nobody may reach the box: secrets stay, the rest is what the site says now."""
+    secrets = "cat /etc/postfix/password /etc/relay-agent/credentials/central | sha256sum"
+    before = host.check_output(secrets)
+    assert not calls(peer, "LATER")
+    serve("1.0.20990102000000-settings",
+          receiver={"ae_title": "RELAY", "allow": ["SCANNER@198.18.0.21", "LATER@198.18.0.21"]})
+    fetched = host.run("box-pull")
+    assert fetched.rc == 0, fetched.stdout[-3000:]
+    assert calls(peer, "LATER")
+    assert calls(peer, "SCANNER")
+    assert host.check_output(secrets) == before
+    assert "LATER" in host.file(INVENTORY).content_string
+    assert host.run("find /var/lib/box-pull -name inventory.json").stdout == ""
+
+
+def test_settings_that_cannot_be_are_taken_back(host, peer, serve):
+    """The agent reads them before they count; the box goes on with those it had, and remembers those."""
+    before = host.check_output(f"cat {INVENTORY} /etc/relay-agent/config.toml | sha256sum")
+    serve("1.0.20990103000000-wrong", receiver={"ae_title": "LONGER THAN SIXTEEN", "allow": ["*"]})
+    fetched = host.run("box-pull")
+    assert fetched.rc == 1
+    assert "failed; the box is as it was before" in fetched.stdout
+    assert "1 to 16 printable" in fetched.stdout, fetched.stdout[-3000:]
+    assert host.check_output(f"cat {INVENTORY} /etc/relay-agent/config.toml | sha256sum") == before
+    assert host.file(VERSION).content_string == "1.0.20990102000000-settings\n"
+    assert calls(peer, "LATER")

@@ -62,3 +62,24 @@ def test_status_names_who_does_not_answer(tmp_path, dead):
     assert answers["relay-lab-9"] is None
     assert answers[BOX]["agent"]["balance"]["difference"] == 0
     assert answers[BOX]["health"]["box"] == BOX
+
+
+def test_a_worker_without_its_password(host, wait_for):
+    """What is missing may come back while nobody is there: it is started for ever, and less and less often."""
+    secret = "/etc/relay-agent/credentials/central"
+    host.check_output(f"mv {secret} {secret}.away")
+    pauses = []
+
+    def tried() -> bool:
+        shown = host.check_output("systemctl show --property=NRestarts,RestartUSecNext relay-work.service")
+        told = dict(line.split("=") for line in shown.splitlines())
+        pauses.append(told["RestartUSecNext"])
+        return int(told["NRestarts"]) >= 4
+    try:
+        host.run("systemctl restart relay-work.service")
+        assert wait_for(tried, 120), pauses
+        assert len(set(pauses)) >= 4, pauses
+        assert host.check_output("systemctl show --value --property=ActiveState relay-work.service") == "activating"
+    finally:
+        host.check_output(f"mv {secret}.away {secret}")
+    assert wait_for(lambda: host.service("relay-work.service").is_running, 120)

@@ -6,11 +6,12 @@ import base64
 import os
 from pathlib import Path
 
-from relay_disk.run import Failed, Refused, ask
+from relay_disk.run import Failed, Refused, ask, do, log
 
 NAME = "relay-pool"
 # A box whose site's file says that it needs no TPM has its key here, in the open, on the OS disk.
 OPEN_KEY = Path("/etc/relay-disk/pool.key")
+_LOCKOUT = "0x00000921"  # TPM_RC_LOCKOUT
 _SECURE_BOOT = Path("/sys/firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c")
 
 
@@ -21,15 +22,29 @@ def new() -> bytes:
 
 def seal(key: bytes) -> str:
     """The key as only this machine's TPM gives it back, while its Secure Boot state (PCR 7) is as now."""
-    return "".join(ask("systemd-creds", "encrypt", "--with-key=tpm2", "--tpm2-pcrs=7", f"--name={NAME}", "-", "-",
-                       given=key).split())
+    return "".join(_creds("encrypt", "--with-key=tpm2", "--tpm2-pcrs=7", given=key).split())
 
 
 def unseal(sealed: str) -> bytes:
     """The key; :class:`Failed` where the TPM does not give it back."""
-    text = ask("systemd-creds", "decrypt", f"--name={NAME}", "--newline=no", "--transcode=hex", "-", "-",
-               given=sealed.encode())
-    return bytes.fromhex(text)
+    return bytes.fromhex(_creds("decrypt", "--newline=no", "--transcode=hex", given=sealed.encode()))
+
+
+def _creds(verb: str, *options: str, given: bytes) -> str:
+    """Ask the TPM, by systemd-creds; once more where it answers nobody for now.
+
+    A TPM counts a power cut as a guess at a password, and after some it is locked out, for an hour or a day. The key
+    has no password, so nothing is given up when the count begins anew.
+    """
+    words = ("systemd-creds", verb, f"--name={NAME}", *options, "-", "-")
+    try:
+        return ask(*words, given=given)
+    except Failed as error:
+        if _LOCKOUT not in str(error):
+            raise
+    log.info("the TPM is locked out, as it is after several power cuts")
+    do("tpm2_dictionarylockout", "--clear-lockout")
+    return ask(*words, given=given)
 
 
 def prove_tpm() -> None:
