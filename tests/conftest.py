@@ -1,10 +1,15 @@
-"""How the tests are spread over processes (``pytest -n``)."""
+"""How the tests are spread over processes (``pytest -n``), and what Hypothesis asks of a machine."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# A busy machine needs longer than Hypothesis allows, for anything.
+settings.register_profile("relay", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("relay")
 
 
 @pytest.hookimpl(tryfirst=True)  # xdist reads the groups in the same hook

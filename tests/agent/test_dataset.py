@@ -170,7 +170,7 @@ def test_text_that_does_not_fit_is_an_error():
 
 
 @pytest.mark.slow
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(st.data())
 def test_broken_files_are_a_clear_error_and_never_another(data):
     path = data.draw(st.sampled_from([p for p in FILES if p.stat().st_size < 20000]))

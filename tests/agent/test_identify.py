@@ -305,7 +305,7 @@ def test_any_line_is_a_rule_or_a_rule_error(line: str) -> None:
 
 
 @pytest.mark.slow
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(EXPRESSIONS, EXPRESSIONS, st.text(max_size=8), st.text(max_size=12))
 def test_applying_raises_nothing_but_value_errors(regex: str, find: str, replace: str, text: str) -> None:
     try:

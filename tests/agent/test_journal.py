@@ -67,7 +67,7 @@ def instance(chance: random.Random, largest: int) -> tuple[str, bytes, list[byte
 
 
 @pytest.mark.slow
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(seed=st.integers(0, 2**32), steps=st.lists(st.sampled_from("aaaappsc"), min_size=1, max_size=60))
 def test_everything_promised_is_there_after_power_cuts(seed: int, steps: list[str]) -> None:
     """Any sequence of append, place, settle and cut, over several laps of the ring, loses nothing promised."""

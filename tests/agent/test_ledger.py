@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
@@ -179,8 +179,7 @@ class Books(RuleBasedStateMachine):
             assert (row["instances"], row["bytes"]) == (row["n"], row["b"])
 
 
-Books.TestCase.settings = settings(max_examples=30, stateful_step_count=40, deadline=None,
-                                   suppress_health_check=[HealthCheck.too_slow])
+Books.TestCase.settings = settings(max_examples=30, stateful_step_count=40)
 TestBooks = pytest.mark.slow(Books.TestCase)
 
 

@@ -67,7 +67,6 @@ def streamed(data: bytes) -> Iterator[tuple[str, bytes]]:
     assert data[:4] in (b"PK\1\2", b"PK\5\6")
 
 
-@settings(deadline=None)
 @given(st.lists(st.binary(max_size=2000), max_size=6), st.booleans())
 def test_a_zip_holds_every_file_for_readers_with_and_without_its_end(
         tmp_path_factory: pytest.TempPathFactory, contents: list[bytes], deflate: bool) -> None:
@@ -218,7 +217,7 @@ def test_digests_are_taken_once(session: Box) -> None:
 
 
 @pytest.mark.slow
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.data())
 def test_a_flipped_bit_anywhere_in_the_data_set_is_noticed(
         tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:

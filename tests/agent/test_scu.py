@@ -253,6 +253,8 @@ def test_a_data_set_arrives_as_it_was_given(longest: int, blocks: list[bytes]) -
         there.send(accepted(longest))
         got.append(there.message())
         there.send(scu.pdu(scu.P_DATA, answer()))
+        there.read()
+        there.send(wire.release_response())
 
     with peer(script) as port, associate(port, IN_THE_END) as association:
         association.ask(VERIFICATION, FIND, iter(blocks))

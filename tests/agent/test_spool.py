@@ -36,7 +36,7 @@ def there(spool: Spool) -> list[str]:
     return [path for path, _ in spool.files()]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.binary(max_size=300), max_size=20), st.lists(st.integers(0, 3), max_size=20))
 def test_bytes_in_are_bytes_out_however_they_are_cut(fragments: list[bytes], groups: list[int]) -> None:
     with tempfile.TemporaryDirectory() as folder:

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from relay_agent import dicom, stage
@@ -41,7 +41,7 @@ EVENTS = st.lists(st.tuples(st.sampled_from(["RELAY", "OTHER"]), IMAGES) | st.sa
 
 
 @pytest.mark.slow
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=40)
 @given(EVENTS)
 def test_any_interleaving_of_anything_is_sorted_in_order(events: list[tuple[str, Image] | str]) -> None:
     with tempfile.TemporaryDirectory() as folder:

@@ -128,7 +128,7 @@ def test_words_when_it_cannot_be():
 
 
 @pytest.mark.slow
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(name=st.sampled_from(["examples_palette.dcm", "MR_small_RLE.dcm", "CT_small.dcm"]),
        numbers=st.dictionaries(st.sampled_from([0x00280002, 0x00280010, 0x00280100, 0x00280101, 0x00280103]),
                                st.integers(0, 40), max_size=2),

@@ -103,7 +103,7 @@ def read(reader: Wire) -> list[tuple[int, int, bytes]]:
             found.append((context, control, bytes(reader.take(length))))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.tuples(st.binary(min_size=1, max_size=3000), st.booleans(), st.sampled_from([7, 50, 1000])),
                 min_size=1, max_size=8), st.lists(st.integers(1, 700), max_size=20))
 def test_what_was_cut_is_read_again_however_it_comes(messages: list[tuple[bytes, bool, int]], cuts: list[int]) -> None:

@@ -30,7 +30,7 @@ PIECES = ["@", "(", ")", "{", "}", "\\", '"', ",", "this", "::", "root:", "@keep
           "*", "!"]
 TAGS = ["00100010", "00100020", "00080020", "00080018", "00081140", "00280010", "7FE00010", "00120064", "00191008",
         "00080005", "0029[INVENTED VENDOR 7]10"]
-MANY = settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
+MANY = settings(max_examples=200, suppress_health_check=list(HealthCheck))
 
 
 def context() -> Context:

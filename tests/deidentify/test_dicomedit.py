@@ -9,7 +9,7 @@ from datetime import date, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from relay_agent.dataset import Broken, Dataset
@@ -295,7 +295,7 @@ def broken_scripts(draw) -> str:
 
 
 @pytest.mark.slow
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=400)
 @given(broken_scripts(), st.sampled_from(sorted(INPUTS)))
 def test_a_fuzzed_script_runs_or_says_why_not(text, name):
     outputs = []
@@ -315,7 +315,7 @@ def test_a_fuzzed_script_runs_or_says_why_not(text, name):
 
 
 @pytest.mark.slow
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=300)
 @given(st.sampled_from(CASES), st.sampled_from(sorted(INPUTS)), st.lists(
     st.tuples(st.integers(0, 10**6), st.integers(0, 255)), min_size=1, max_size=8))
 def test_a_fuzzed_object_is_done_or_fails(case, name, changes):

@@ -277,7 +277,7 @@ SMALL = ["MR_small_RLE.dcm", "SC_rgb_rle_2frame.dcm", "SC_rgb_small_odd_big_endi
 
 
 @pytest.mark.slow
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(name=st.sampled_from(SMALL), numbers=st.dictionaries(
     st.sampled_from([0x00280002, 0x00280006, 0x00280010, 0x00280011, 0x00280100, 0x00280101, 0x00280103]),
     st.integers(0, 65535), max_size=3), count=st.text("0123456789 A-.", max_size=12), photometric=st.text(max_size=8),

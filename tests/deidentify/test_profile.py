@@ -453,7 +453,7 @@ def test_dummies_fit_their_vr(vr):
 
 
 @pytest.mark.slow
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(
     st.sampled_from([*table.attributes(), 0x00082218, 0x00091001, 0x00090010, 0x00189999, 0x20010010, 0x20011003]),
     st.sampled_from(["LO", "PN", "UN", "OB", "UI", "DA", "DT", "SQ", "US", "CS", "UT"]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import timeit
 
 import pytest
@@ -59,7 +60,7 @@ def test_forms(text, source, tag, vr):
 
 
 @pytest.mark.slow
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     secret=st.sampled_from(["SMITHERSON", "smitherson", "0088123", "MRN-0088123", "07.01.1960", "19600107"]),
     around=st.tuples(*[st.text("-_ .:;()[]\0\n#", max_size=6)] * 2),
@@ -240,7 +241,7 @@ def test_cutting_out_is_refused_when_it_is_not_certain():
 # ------------------------------------------------------------------------------------------------ robustness, speed
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.text(max_size=20), st.text(max_size=20), st.text(max_size=12), st.binary(max_size=200),
        st.sampled_from(["LO", "UN", "OB", "PN", "UI", "DS"]))
 def test_any_identity_and_any_value(name, patient_id, birth, value, vr):
@@ -252,11 +253,12 @@ def test_any_identity_and_any_value(name, patient_id, birth, value, vr):
 
 
 def test_speed():
-    """0.2 ms for 150 elements on an idle core; here ten times as much, since other things run as well."""
+    """0.2 ms of a core for 150 elements; here ten times as much, since other things take its cache as well."""
     data = planted.instance().dataset
     for number in range(150 - len(data)):
         data.put_text(0x00189100 + number, f"some value {number}", "LO")
     data = reread(planted.File("1.2.840.10008.1.2.1", data)).dataset
     other = residue.identifiers(original("Featherstone^Beatrice", "ZZ-7700881", "19550505", _0008_0050="Q99120077"))
     assert residue.search(data, other) == []
-    assert min(timeit.repeat(lambda: residue.search(data, other), number=20, repeat=5)) / 20 < 0.002
+    taken = timeit.repeat(lambda: residue.search(data, other), number=20, repeat=5, timer=time.thread_time)
+    assert min(taken) / 20 < 0.002

@@ -140,7 +140,7 @@ def test_facts_of_files(family, tmp_path):
 
 
 @pytest.mark.slow
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(data=st.data())
 def test_facts_of_damaged_files(data, tmp_path_factory):
     content = bytearray(build(FAMILIES[data.draw(st.sampled_from(sorted(FAMILIES)))]))

@@ -298,7 +298,7 @@ def test_patches_hold_at_any_border(tmp_path):
 
 
 @pytest.mark.slow
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(data=st.data())
 def test_damaged_headers_are_held_or_scrubbed(data, tmp_path_factory):
     """One byte of a header changed: a clear error, or none of the planted texts in the result."""

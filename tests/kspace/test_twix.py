@@ -180,7 +180,7 @@ def test_a_file_that_grows_meanwhile_is_not_complete(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(data=st.data())
 def test_any_damage_ends_in_a_verdict(data, tmp_path_factory):
     content = bytearray(build(FAMILIES[data.draw(st.sampled_from(sorted(FAMILIES)))]))
