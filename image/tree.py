@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shlex
-import shutil
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -25,7 +23,7 @@ BOOT = ("linux-image-{kernel}", "zfsutils-linux", "zfs-zed", "mdadm", "systemd-s
 # What the stick is made with; in a tree of its own, so that the building machine's versions do not matter.
 TOOLS = ("linux-headers-{kernel}", "make", "gcc", "libc6-dev", "xz-utils", "kmod", "file", "systemd-ukify",
          "systemd-boot-tools", "systemd-boot-efi", "sbsigntool", "squashfs-tools", "mtools", "dosfstools", "fdisk",
-         "openssl", "efitools", "faketime", "zfs-dkms")
+         "openssl", "efitools", "faketime", "zfs-dkms", "mmdebstrap")
 CLAIM = """\
 Package: zfs-modules-stub
 Version: 1
@@ -43,23 +41,20 @@ def wanted() -> list[str]:
     return sorted({*BOOT, *asked})
 
 
-def bootstrap(target: Path, packages: list[lock.Package], extra: Iterable[Path] = (), setup: Path | None = None,
-              without: Iterable[str] = ()) -> None:
-    """Make a folder or a tar (by its name) of those packages; ``setup`` is copied in before the first of them."""
+def gather(folder: Path, packages: list[lock.Package], extra: Iterable[Path] = ()) -> None:
+    """Put into a folder what :func:`bootstrap` needs there: those packages and no others, and room to work."""
     lock.fetch(packages)
-    CACHE.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=CACHE) as scratch:
-        mirror = Path(scratch) / "debs"
-        lock.repository(mirror, packages, extra)
-        names = {p.name for p in packages} - {*without} | {deb.name.partition("_")[0] for deb in extra}
-        (Path(scratch) / "tmp").mkdir()
-        hooks = [f"--setup-hook=cp -r --no-preserve=ownership {shlex.quote(str(setup))}/. \"$1/\""] if setup else []
-        run("unshare", "--mount", "--propagation", "private", "mmdebstrap", "--variant=apt",
-            "--skip=output/mknod", "--aptopt=Apt::Install-Recommends \"false\"",
-            *(f"--dpkgopt=path-exclude=/usr/share/{folder}/*" for folder in ("man", "doc", "locale", "info")),
-            "--dpkgopt=path-include=/usr/share/doc/*/copyright", "--dpkgopt=force-confold", *hooks,
-            f"--include={','.join(sorted(names))}",
-            lock.SUITE, target, f"deb [trusted=yes] copy:{mirror} ./", env=ENVIRONMENT | {"TMPDIR": f"{scratch}/tmp"})
+    lock.repository(folder / "debs", packages, extra)
+    (folder / "tmp").mkdir()
+
+
+def bootstrap(folder: Path, names: Iterable[str], target: str, *words: str) -> list[str]:
+    """The command that makes a folder or a tar (by its name) of those packages, from what was gathered in a folder."""
+    return ["env", f"TMPDIR={folder}/tmp", "mmdebstrap", "--variant=apt", "--skip=output/mknod",
+            "--aptopt=Apt::Install-Recommends \"false\"",
+            *(f"--dpkgopt=path-exclude=/usr/share/{place}/*" for place in ("man", "doc", "locale", "info")),
+            "--dpkgopt=path-include=/usr/share/doc/*/copyright", "--dpkgopt=force-confold", *words,
+            f"--include={','.join(sorted(names))}", lock.SUITE, target, f"deb [trusted=yes] copy:{folder}/debs ./"]
 
 
 def enter(tree: Path, script: str, binds: dict[Path, str] | None = None) -> str:
@@ -91,33 +86,42 @@ def tools(locked: dict[str, list[lock.Package]]) -> Path:
     packages = locked["tools"]
     folder = CACHE / f"tools-{tag(packages)}"
     if not folder.exists():
-        partial = CACHE / f".tools-{os.getpid()}"
-        try:
-            bootstrap(partial, packages, without=["zfs-dkms"])
+        CACHE.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=CACHE) as name:
+            scratch = Path(name)
+            partial = scratch / "tree"
+            gather(scratch, packages)
+            run("unshare", "--mount", "--propagation", "private",
+                *bootstrap(scratch, {p.name for p in packages} - {"zfs-dkms"}, str(partial)))
             source = next(p for p in packages if p.name == "zfs-dkms")
             run("dpkg-deb", "--extract", source.cached, partial)  # installing it would start building at once
             if not folder.exists():  # another checkout may have been at it as well
                 partial.rename(folder)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
     return folder
 
 
 def base(locked: dict[str, list[lock.Package]]) -> Path:
     """A tar of the box's packages as Debian installs them; made once for each state of the lock file.
 
+    It is made in the tree of tools: another mmdebstrap or apt installs in another order, and gives users other numbers.
     The kernel module takes long to build and comes later: in its place is a package that only claims to be it.
     """
-    setup = FILES / "setup"
+    packages, setup = locked["tree"], FILES / "setup"
     files = {str(f.relative_to(setup)): f.read_bytes() for f in sorted(setup.rglob("*")) if f.is_file()}
-    tar = CACHE / f"base-{tag(locked['tree'], files)}.tar"
+    maker = tools(locked)
+    tar = CACHE / f"base-{tag(packages, files, maker.name)}.tar"
     if not tar.exists():
-        with tempfile.TemporaryDirectory(dir=CACHE) as scratch:
-            partial = Path(scratch) / "base.tar"
-            claim = Path(scratch) / "claim/DEBIAN/control"
+        with tempfile.TemporaryDirectory(dir=CACHE) as name:
+            scratch = Path(name)
+            claim = scratch / "claim/DEBIAN/control"
             claim.parent.mkdir(parents=True)
             claim.write_text(CLAIM)
-            run("dpkg-deb", "--build", "--root-owner-group", claim.parents[1], f"{scratch}/zfs-modules-stub_1_all.deb")
-            bootstrap(partial, locked["tree"], [Path(scratch) / "zfs-modules-stub_1_all.deb"], setup)
-            partial.rename(tar)
+            stub = scratch / "zfs-modules-stub_1_all.deb"
+            run("dpkg-deb", "--build", "--root-owner-group", claim.parents[1], stub)
+            gather(scratch, packages, [stub])
+            names = {p.name for p in packages} | {"zfs-modules-stub"}
+            enter(maker, shlex.join(bootstrap(
+                Path("/work"), names, "/work/base.tar", "--setup-hook=cp -r --no-preserve=ownership /setup/. \"$1/\"")),
+                {scratch: "/work", setup: "/setup"})
+            (scratch / "base.tar").rename(tar)
     return tar

@@ -70,9 +70,12 @@ def unlock(given: str) -> None:
         pool.bring(pool.find(own(scan(look_inside=False))))
     if pool.locked():
         pool.load(keys.parse(given))
-    # Units that were given up are started as at any start of the box.
+    # Units that were given up are started as at any start of the box. A target that is reached already has only what it
+    # wants itself started, so each is named: mounts, the journal's way to its disk, and all else.
     tried("systemctl", "reset-failed")
     do("systemctl", "start", _UNIT)
+    do("systemctl", "start", "local-fs.target")
+    do("systemctl", "start", "sysinit.target")
     do("systemctl", "start", "--no-block", "multi-user.target")
     log.info("open. At the next start it is locked again, unless the key is sealed anew: relay-disk seal")
 
