@@ -67,8 +67,8 @@ def test_a_box_may_reach_the_imagers_that_it_pulls_from(pull, ports, networks):
     config = {"relay_agent_config": {"receiver": [{"ae_title": "A"}], "kspace": {"source": [source]}}}
     command = [Path(sys.executable).with_name("ansible"), "-i", INVENTORY / "lab.yml", "relay-lab-1", "-m", "debug",
                "-a", "var=firewall_outbound", "-e", json.dumps(config)]
-    done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=PROJECT,
-                          env=os.environ | {"ANSIBLE_CONFIG": str(PROJECT / "ansible.cfg")})
+    done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=PROJECT, env=os.environ | {
+        "ANSIBLE_CONFIG": str(PROJECT / "ansible.cfg"), "ANSIBLE_CALLBACK_RESULT_FORMAT": "json"})
     rules = json.loads(done.stdout.partition("=>")[2])["firewall_outbound"]
     (rule,) = (one for one in rules if "imagers" in one["name"])
     assert (rule["ports"], rule["networks"]) == (ports, networks)
