@@ -181,10 +181,13 @@ class VM:
         return (self.folder / "qemu.log").read_text(errors="replace")
 
     def type(self, text: str) -> None:
-        """Type on the serial console."""
+        """Type on the serial console, as fast as people do: what the guest has not taken is lost when the line ends."""
         with socket.socket(socket.AF_UNIX) as console:
             console.connect(f"{self.folder}/serial.socket")
-            console.sendall(text.encode())
+            for character in text:
+                console.sendall(character.encode())
+                time.sleep(0.05)
+            time.sleep(1)
 
     def wait_off(self, seconds: float = 300) -> None:
         """Wait until the machine has switched itself off."""
