@@ -94,6 +94,7 @@ bundle: release ## A release signed for boxes that fetch it: make bundle KEY=~/.
 	@tar --sort=name --mtime="@$$(git log -1 --format=%ct)" --owner=0 --group=0 --numeric-owner --mode=go-w \
 	--exclude=__pycache__ -cf build/relay.tar ansible.cfg playbooks roles \
 	build/relay-agent.tar build/relay-disk build/settings build/VERSION
+	@rm -f build/relay.tar.sig # ssh-keygen would ask, and keep the old one where nobody answers
 	@ssh-keygen -q -Y sign -f "$(KEY)" -n relay-release build/relay.tar
 	@echo "build/relay.tar and build/relay.tar.sig: release $$(cat build/VERSION), sha256 $$(sha256sum < build/relay.tar | cut -c -64)"
 
