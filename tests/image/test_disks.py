@@ -314,7 +314,7 @@ def test_rescue(nuc, words, fast, tmp_path, key, person):
                 ("relay-disk show", "relay "), ("relay-disk check", "no fault found"),
                 (f"echo {recovery} | relay-disk unlock --read-only", "open below /run/relay-rescue, read-only"),
                 ("touch /run/relay-rescue/var/lib/relay-agent/x", "Read-only file system"),
-                ("mount /dev/disk/by-id/usb-*AWAY* /mnt && mountpoint /mnt", "is a mountpoint"),
+                ("mount /dev/disk/by-id/usb-*AWAY-0:0 /mnt && mountpoint /mnt", "is a mountpoint"),
                 (f"relay-disk copy /mnt --recipient {person.recipient}", ".tar.age: "),
                 ("relay-disk close; umount /mnt; poweroff", "Power")):
             rescue.type(f"{command}\n")
