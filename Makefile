@@ -44,7 +44,7 @@ test: $(VENV)/test peers check release ## All that proves the product, with real
 test-box: $(VENV)/test release ## Set up boxes in a lab on this machine, look at them, update and retire them: as root
 	@AGAIN=$(AGAIN) sh molecule/lab/try $(SCENARIOS)
 
-image: ## Build a stick for tests (docs/image.md tells how to build one that is shipped): as root
+image: ## Build a stick for tests (docs/image.md tells how to build one that is shipped): as root of the machine or of a user namespace
 	@sh image/install
 	@image/build
 
