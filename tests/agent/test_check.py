@@ -238,7 +238,7 @@ def test_another_file_system_below_the_data_folder(configure: Callable[..., Conf
     shared = Path("/dev/shm")
     config = configure()
     if not shared.is_dir() or shared.stat().st_dev == config.data.stat().st_dev:
-        pytest.skip("needs a second file system at /dev/shm")
+        pytest.skip("/dev/shm is no file system of its own here, and this test needs a second one")
     config.spool.symlink_to(shared)
     assert f"{config.spool} below it is on another" in wrong(config)
 

@@ -18,7 +18,7 @@ from tests.harness import PROJECT
 def test_receive_yields_figures_and_all_instances(tmp_path):
     missing = servers.missing()
     if missing and not os.environ.get("CI"):
-        pytest.skip(f"not installed: {', '.join(missing)}")
+        pytest.skip(f"peers to compare with are not installed ({', '.join(missing)}): make peers, as root on Debian")
     out = tmp_path / "out.json"
     done = subprocess.run([sys.executable, "-m", "tests.bench", "receive", "--quick", "--json", str(out), "--folder",
                            str(tmp_path)], cwd=PROJECT, capture_output=True, text=True, timeout=480, check=False)

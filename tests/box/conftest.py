@@ -56,7 +56,7 @@ def peer(request, inventory) -> Callable[[str], Any]:
     """Another host of the lab; real boxes have none that is ours to command."""
     def named(name: str) -> Any:
         if name not in inventory.get("lab", {}).get("hosts", ()):
-            pytest.skip(f"{name} is only in the lab")
+            pytest.skip(f"{name} is a host of the lab alone; a real box has no peer that is ours to command")
         option = request.config.getoption
         return testinfra.get_host(f"ansible://{name}", ansible_inventory=option("--ansible-inventory"),
                                   ssh_config=option("--ssh-config"))

@@ -20,7 +20,7 @@ KEY = "/srv/relay/build/lab/key"
 def smb(peer, variables):
     """Give commands to smbclient on the scanner."""
     if variables.get("share_protocol", "smb") != "smb":
-        pytest.skip("this box's share is SFTP")
+        pytest.skip("no SMB on this box: it takes raw data by SFTP or not at all (share_protocol)")
 
     def go(commands, password=variables["share_password"], options="--client-protection=encrypt", before=""):
         return peer("scanner").run(f"cd /tmp; {before} smbclient //{variables['lab_raw']}/kspace {options} "
@@ -32,7 +32,7 @@ def smb(peer, variables):
 def sftp(peer, variables):
     """Give commands to sftp on the scanner."""
     if variables.get("share_protocol", "smb") != "sftp":
-        pytest.skip("this box's share is SMB")
+        pytest.skip("no SFTP on this box: it takes raw data by SMB or not at all (share_protocol)")
 
     def go(commands, key=KEY):
         return peer("scanner").run(

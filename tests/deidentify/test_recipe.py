@@ -14,19 +14,26 @@ from tests.deidentify import golden
 # A test for each of these scripts would cost several times what it does.
 
 def test_every_recorded_dicomedit_script_goes_to_dicomedit():
-    for case in golden.cases("dicomedit"):
-        if case.get("stage") != "parse" and 'version "' in case["script"]:
-            try:
-                assert parse(Step("s", case["script"], case["lookup"])).language.startswith("DicomEdit"), case["id"]
-            except ScriptError as error:
-                assert "CTP" not in str(error), case["id"]
+    cases = [case for case in golden.cases("dicomedit")
+             if case.get("stage") != "parse" and 'version "' in case["script"]]
+    taken = 0
+    for case in cases:
+        try:
+            assert parse(Step("s", case["script"], case["lookup"])).language.startswith("DicomEdit"), case["id"]
+            taken += 1
+        except ScriptError as error:
+            assert "CTP" not in str(error), case["id"]
+    assert taken > 0.9 * len(cases)
 
 
 def test_every_recorded_ctp_script_goes_to_ctp():
-    for case in golden.cases("ctp"):
+    cases, taken = golden.cases("ctp"), 0
+    for case in cases:
         with suppress(ScriptError):
             language = parse(Step("s", case["script"], case["lookup"])).language
             assert language == ("CTP DicomFilter" if case["kind"] == "filter" else "CTP DicomAnonymizer"), case["id"]
+            taken += 1
+    assert taken > 0.8 * len(cases)  # the others are meant to be wrong
 
 
 def test_a_dicomedit_4_script_is_refused_with_how_to_convert_it():

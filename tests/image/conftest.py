@@ -37,7 +37,7 @@ def fast(request, tmp_path_factory):
     if given := request.config.getoption("--stick"):
         return given / "relay-any-test.img"
     if os.geteuid():
-        pytest.skip("building an image needs root")
+        pytest.skip("an image is built by root, or by root of a user namespace: see docs/image.md")
     return build(tmp_path_factory.mktemp("fast"), "--fast") / "relay-any-test.img"
 
 
