@@ -16,6 +16,7 @@ from pydicom.uid import MRImageStorage
 
 from tests.central import Central
 from tests.central.dicom import base36, java_hash, read_header, template_name
+from tests.central.prearchive import Key
 from tests.central.testing import DICOM, HERE, IMPORT, STUDY, ZIP, Client, instance, series, zipped
 
 pytest_plugins = "tests.central.fixtures"
@@ -318,3 +319,14 @@ def test_two_series_with_one_number(site: tuple[Central, Client]) -> None:
     _, client = site
     uri = client.send_zip({"a": instance(1), "b": instance(2, SeriesInstanceUID="1.2.3.99")}).text.strip()
     assert [scan["ID"] for scan in client.table(uri + "/scans")] == ["4", "4-MR1"]
+
+
+def test_a_build_that_a_kill_cut_off(start: Callable[..., tuple[Central, Client]]) -> None:
+    """It begins again when the server does; nobody is there who would reset the session's status."""
+    central, client = start()
+    assert client.post(IMPORT, params=HERE, data=zipped(series()), headers=ZIP).status_code == 200
+    [row] = central.prearchive_rows()
+    central.prearchive.lock(Key.from_url(row["url"]), "BUILDING")
+    central.stop()
+    again, _ = start()
+    assert [row["status"] for row in again.prearchive_rows()] == ["RECEIVING"]

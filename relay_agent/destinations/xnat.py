@@ -268,7 +268,8 @@ class XNATDestination(Account):
     def _require_idle(self, row: Mapping[str, Any]) -> None:
         status = str(row["status"])
         if status != "RECEIVING" and status.startswith(_BUSY):
-            raise Retry(f"XNAT is at work on the session ({status})", after=10)
+            raise Retry(f"XNAT is at work on the session ({status}). Where that has no end, as after a restart in the "
+                        "middle of it, somebody there has to reset the session's status in the prearchive", after=10)
 
     def _build(self, row: Mapping[str, Any]) -> None:
         if row["status"] == "RECEIVING":

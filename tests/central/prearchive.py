@@ -64,6 +64,8 @@ class Prearchive:
     def __init__(self, store: Store, catalog: Catalog) -> None:
         self.store = store
         self.catalog = catalog
+        # What a kill cut off in the middle would stay as it is for ever; the staff of a real one resets its status.
+        self.store.run("UPDATE row SET status='RECEIVING' WHERE status IN ('BUILDING', 'RECEIVING_INTERRUPT')")
 
     # rows
 
