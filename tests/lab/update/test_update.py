@@ -101,7 +101,7 @@ def test_a_bad_release_is_taken_back_and_goes_no_further(host, other, peer, wait
         played = update(deaf, **FEW)
     assert played.returncode != 0
     assert "this release is deaf" in played.stdout, played.stdout[-3000:]
-    assert f"{BOX} is on its old release again" in played.stdout
+    assert f"{BOX} is on its old release again" in played.stdout, played.stdout
     assert host.file("/opt/relay-agent/current").linked_to == was
     assert f"[{OTHER}]" not in played.stdout.partition("PLAY [Update]")[2].partition("PLAY RECAP")[0]
     well(host)
