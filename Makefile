@@ -8,6 +8,8 @@ pytest = $(BIN)/python -m pytest $(1) || { test -n "$(AGAIN)" && $(BIN)/python -
 # What `make test` tries in the lab of boxes, and all that can be tried there.
 TRIED ?= default firewall
 SCENARIOS ?= default firewall pull update
+# `make test` looks at a stick if it takes a few minutes to build one; without this it builds all, in some twenty.
+STICK ?= --cached
 UNIT := tests/agent tests/deidentify tests/kspace tests/disk tests/repo tests/image/test_inputs.py
 # The tests start the agent some hundred times; without its compiled modules each costs half a second more.
 unexport PYTHONDONTWRITEBYTECODE
@@ -39,6 +41,8 @@ unit: $(VENV)/test
 test: $(VENV)/test peers check release ## All that proves the product, with real peers: under thirty minutes
 	$(call pytest,$(UNIT) -m slow -n auto)
 	$(call pytest,tests $(UNIT:%=--ignore=%) --ignore=tests/image -n 5 --dist loadgroup)
+	@sh image/install test || { test $$? -eq 3 && echo "Not tried: sticks, for the reason above"; }
+	$(call pytest,tests/image -m "not full" --ignore=tests/image/test_inputs.py $(STICK))
 	@AGAIN=$(AGAIN) sh molecule/lab/try $(TRIED) || { test $$? -eq 3 && echo "Not tried: boxes, for the reason above"; }
 
 test-box: $(VENV)/test release ## Set up boxes in a lab on this machine, look at them, update and retire them: as root
