@@ -54,6 +54,19 @@ def boxes(fleet: Path, site: str) -> dict[str, str]:
     return found
 
 
+def recovery(fleet: Path, site: str) -> list[str]:
+    """Whom a site has the recovery keys of its boxes encrypted to (``site_recovery``): age public keys, or none.
+
+    Read as it is written, for Ansible would ask for the passphrase of the site's vault.
+    """
+    groups = fleet / "group_vars"
+    for file in (*sorted((groups / site).glob("*.yml")), groups / f"{site}.yml", groups / "all.yml"):
+        told = yaml.load(file.read_text(), yaml.BaseLoader) if file.exists() else None
+        if isinstance(told, dict) and told.get("site_recovery"):
+            return list(told["site_recovery"])
+    return []
+
+
 def orders(boxes: dict[str, str], recovery: list[str]) -> bytes:
     """``relay/install.conf``: what the installer may do with a machine; people add words before they use the stick."""
     profiles = set(boxes.values())

@@ -25,6 +25,21 @@ def test_boxes_of_a_site():
         site.boxes(PROJECT / "inventory", "site_nowhere")
 
 
+def test_whom_recovery_keys_are_encrypted_to(tmp_path):
+    """As the site says, or all sites; beside a vault that nobody opens here."""
+    assert len(site.recovery(PROJECT / "inventory", "site_example")) == 1
+    folder = tmp_path / "group_vars/site_x"
+    folder.mkdir(parents=True)
+    (folder / "vault.yml").write_text("$ANSIBLE_VAULT;1.1;AES256\n3132\n3334\n")
+    (folder / "site.yml").write_text("password: !vault |\n  $ANSIBLE_VAULT;1.1;AES256\n  3132\n")
+    assert site.recovery(tmp_path, "site_x") == []
+    (tmp_path / "group_vars/all.yml").write_text("site_recovery: [age1all]\n")
+    assert site.recovery(tmp_path, "site_x") == ["age1all"]
+    with (folder / "site.yml").open("a") as file:
+        file.write("site_recovery: [age1a, age1b]\n")
+    assert site.recovery(tmp_path, "site_x") == ["age1a", "age1b"]
+
+
 @pytest.mark.parametrize(("boxes", "profile"), [
     ({"any": ""}, ""), ({"a": "nuc"}, "nuc"), ({"a": "nuc", "b": "nuc"}, "nuc"), ({"a": "nuc", "b": "supermicro"}, "")])
 def test_orders_of_the_installer(boxes, profile):

@@ -23,6 +23,7 @@ ANSWERS = {
     "site_admin_key": "ssh-ed25519 AAAA anna", "site_scanners": "MR1@192.0.2.65, CT1@192.0.2.66",
     "site_xnat": "https://xnat.example.org", "site_xnat_addresses": "203.0.113.10", "site_smtp": "mail.example.org",
     "site_smtp_addresses": "192.0.2.25", "site_smtp_user": "relay", "site_contacts": "a@example.org, b@example.org",
+    "site_recovery_key": "age1a, age1b",
 }
 
 
@@ -59,6 +60,7 @@ def test_a_new_site(inventory):
     written = variables(inventory, "relay-0003")
     assert written["site_dicom_networks"] == ["192.0.2.65", "192.0.2.66"]
     assert written["base_administrators"][0]["full_name"] == ANSWERS["site_admin_name"]
+    assert written["site_recovery"] == ["age1a", "age1b"]
     assert written["ansible_host"] == "192.0.2.200"
     assert written["smtp_password"] == "{{ vault_smtp_password }}"
     graph = run("ansible-inventory", f"--inventory={inventory}", "--graph").stdout
