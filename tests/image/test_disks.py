@@ -44,6 +44,11 @@ def supermicro(tmp_path_factory, fast):
     return installed(tmp_path_factory.mktemp("supermicro"), SUPERMICRO, fast)
 
 
+def assert_nothing_failed(machine, key):
+    machine.ssh("systemctl is-system-running --wait", key=key, check=False)
+    assert machine.ssh("systemctl --failed --plain --no-legend", key=key).stdout == ""
+
+
 def write(machine, key, text=MARK):
     """As if received; durable."""
     machine.ssh(f"echo '{text}' | sudo tee /var/lib/relay-agent/mark /etc/relay-agent/credentials/mark; sudo sync",
@@ -87,6 +92,7 @@ def test_nuc(nuc, key, tmp_path, person):
         assert told["findings"] == []
         assert told["pool"]["state"] == "ONLINE" and not told["pool"]["locked"]
         assert_all_in_use(machine, key)
+        assert_nothing_failed(machine, key)
         write(machine, key)
         machine.ssh(f"logger {MARK}", key=key)
         machine.ssh("sudo journalctl --sync; sudo systemctl poweroff", key=key, check=False)
@@ -150,6 +156,7 @@ def test_supermicro(supermicro, key, tmp_path):
         machine.wait_ssh(key=key)
         told = status(machine, key)
         assert told["findings"] == []
+        assert_nothing_failed(machine, key)
         assert [array["degraded"] for array in told["arrays"]] == [0]
         assert sorted(leaf["group"] for leaf in told["pool"]["devices"]) == [
             *["l2cache"] * 2, *["logs"] * 2, *["vdevs"] * 4]
