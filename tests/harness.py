@@ -149,7 +149,7 @@ def running(agent: Agent, *services: str) -> Iterator[Agent]:
 
 def send(port: int, images: Sequence[Dataset], *, calling: str = "SCANNER", called: str = "RELAY",
          host: str = "127.0.0.1") -> list[int]:
-    """Send images over one association with pynetdicom; the status of each (-1: no answer)."""
+    """Send images over one association with pynetdicom; the status of each; -1: not accepted or no answer."""
     ae = AE(ae_title=calling)
     ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = PATIENCE
     for sop_class, syntax in {(image.SOPClassUID, image.file_meta.TransferSyntaxUID) for image in images}:
@@ -161,11 +161,17 @@ def send(port: int, images: Sequence[Dataset], *, calling: str = "SCANNER", call
         for image in images:
             try:
                 status = association.send_c_store(image)
-                statuses.append(int(status.Status) if "Status" in status else -1)
-            except (RuntimeError, ValueError):
+            except ValueError:  # its presentation context was not accepted
                 statuses.append(-1)
-    association.release()
-    return statuses
+                continue
+            except RuntimeError:  # the association has ended
+                break
+            if "Status" not in status:
+                break
+            statuses.append(int(status.Status))
+    lost = len(images) - len(statuses)
+    association.abort() if lost else association.release()
+    return statuses + [-1] * lost
 
 
 def xnat(url: str, folder: Path, ca: Path | None = None, more: str = "", *, name: str = "central",
