@@ -24,6 +24,8 @@ def build(output, *words, project=PROJECT, cache=CACHE):
         pytest.skip("an image is built by root, or by root of a user namespace: see docs/image.md")
     if not shutil.which("mmdebstrap"):
         pytest.skip("what an image is built with is not installed: image/install test")
+    if subprocess.run(["unshare", "--mount", "true"], check=False, capture_output=True).returncode:
+        pytest.skip("no mount namespaces here, as in a chroot: an image is built in one")
     done = subprocess.run([project / "image/build", "--output", output, *words], check=False, text=True,
                           capture_output=True, env=os.environ | {"XDG_CACHE_HOME": str(cache.parent)})
     if "the mirror does not have" in done.stderr:
@@ -37,6 +39,8 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if item.path.parent == Path(__file__).parent:
             item.add_marker(pytest.mark.xdist_group("image"))
+            if not item.get_closest_marker("timeout"):
+                item.add_marker(pytest.mark.timeout(3600))  # whichever comes first waits for the stick
 
 
 @pytest.fixture(scope="session")
