@@ -58,11 +58,13 @@ class Fleet:
         box = {BOX: {"ansible_host": host, "ansible_port": port}}
         return {"all": {"children": {"relays": {"children": {"nuc": {"hosts": box}}}, SITE: {"hosts": {BOX: {}}}}}}
 
-    def reached_at(self, port: int, folder: Path) -> Path:
+    def reached_at(self, port: int, folder: Path, known_hosts: Path) -> Path:
         """The same fleet for whoever reaches the box at a port of this machine; its inventory file."""
         shutil.copytree(self.inventory, folder)
         boxes = self.boxes("127.0.0.1", port)
-        boxes["all"]["vars"] = {"ansible_user": "anna", "ansible_ssh_private_key_file": str(self.key)}
+        boxes["all"]["vars"] = {
+            "ansible_user": "anna", "ansible_ssh_private_key_file": str(self.key),
+            "ansible_ssh_common_args": f"-o UserKnownHostsFile={known_hosts} -o StrictHostKeyChecking=accept-new"}
         (folder / "fleet.yml").write_text(yaml.safe_dump(boxes))
         return folder / "fleet.yml"
 

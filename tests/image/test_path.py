@@ -102,12 +102,11 @@ def test_power_cut_while_receiving(machine, central, fleet):
     arrived_exactly(central, [*first, *images])
 
 
-def play(playbook, inventory, known_hosts, **values):
+def play(playbook, inventory, **values):
     """Run a playbook for the box."""
     return subprocess.run(
         [PROJECT / ".venv/bin/ansible-playbook", "--inventory", inventory, f"playbooks/{playbook}",
-         "--extra-vars", " ".join(f"{name}={value}" for name, value in values.items()),
-         "--ssh-common-args", f"-o UserKnownHostsFile={known_hosts} -o StrictHostKeyChecking=accept-new"],
+         "--extra-vars", " ".join(f"{name}={value}" for name, value in values.items())],
         cwd=PROJECT, capture_output=True, text=True, check=False,
         env=os.environ | {"PATH": f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"})
 
@@ -118,8 +117,8 @@ def test_commissioned(machine, central, fleet, tmp_path):
     machine.wait_ssh(user=ADMINISTRATOR, key=fleet.key)
     shown = wait_for(lambda: re.search(r"SHA256:[\w+/]{43}", machine.log()), 60 * PATIENCE)[0]
     known = tmp_path / "known_hosts"
-    inventory = fleet.reached_at(machine.port("ssh"), tmp_path / "fleet")
-    done = play("commission.yml", inventory, known, commission_fingerprint=shown, commission_known_hosts=known,
+    inventory = fleet.reached_at(machine.port("ssh"), tmp_path / "fleet", known)
+    done = play("commission.yml", inventory, commission_fingerprint=shown, commission_known_hosts=known,
                 commission_folder=tmp_path)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
     report = (tmp_path / f"{BOX}.txt").read_text()
@@ -133,8 +132,8 @@ def test_retired(machine, central, fleet, tmp_path):
     images = list(data.study())
     assert receives(machine, images) == [0] * len(images)
     wait_for(lambda: len(central.archive_instances("P1", "S1_MR1")) == len(images), WHOLE_DELIVERY)
-    inventory = fleet.reached_at(machine.port("ssh"), tmp_path / "fleet")
-    done = play("retire.yml", inventory, tmp_path / "known_hosts", retire=BOX, retire_folder=tmp_path)
+    inventory = fleet.reached_at(machine.port("ssh"), tmp_path / "fleet", tmp_path / "known_hosts")
+    done = play("retire.yml", inventory, retire=BOX, retire_folder=tmp_path)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
     certificate = (tmp_path / f"{BOX}.txt").read_text()
     print(certificate)
