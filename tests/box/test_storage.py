@@ -20,7 +20,7 @@ def test_disks_are_sound(pool):
 
 def test_patients_data_are_encrypted(host, pool):
     """Everything that can hold them: data of the agent, raw data, the journal; and what opens destinations."""
-    mounted = host.check_output("findmnt --noheadings --types zfs --output TARGET").split()
+    mounted = host.check_output("findmnt --list --noheadings --types zfs --output TARGET").split()
     assert {"/var/lib/relay-agent", "/var/lib/relay-agent/kspace", "/var/log/journal",
             "/etc/relay-agent/credentials"} <= set(mounted)
     assert host.check_output("zfs get -Ho value encryption relay") == "aes-256-gcm"

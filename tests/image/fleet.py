@@ -1,9 +1,11 @@
-"""A fleet of one box whose site is this machine: it sends images to the box, is the central XNAT and takes mail."""
+"""A fleet of one box; its site is this machine: scanner, central XNAT, mail server and time server."""
 
 from __future__ import annotations
 
 import shutil
 import ssl
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -87,6 +89,16 @@ class Fleet:
             yield
         finally:
             server.stop()
+
+    @contextmanager
+    def time(self) -> Iterator[None]:
+        """The time server: the lab's, or this machine's own where it is one, which the lab's then leaves alone."""
+        server = subprocess.Popen([sys.executable, PROJECT / "molecule/lab/clock.py"], stderr=subprocess.DEVNULL)
+        try:
+            yield
+        finally:
+            server.kill()
+            server.wait()
 
     def settings(self, ca: str) -> dict:
         """What a site says, with the addresses of QEMU's own network."""

@@ -47,7 +47,7 @@ def machine(box, tmp_path):
 
 @pytest.fixture
 def central(fleet, tmp_path):
-    with fleet.central(tmp_path / "central") as central, fleet.mail(tmp_path / "mail"):
+    with fleet.central(tmp_path / "central") as central, fleet.mail(tmp_path / "mail"), fleet.time():
         yield central
 
 
