@@ -17,7 +17,7 @@ def document(name: str, system: Path, locked: dict[str, list[Package]], modules:
     packages = []
     for stanza in (system / "var/lib/dpkg/status").read_text().strip().split("\n\n"):
         fields = dict(re.findall(r"^([A-Z][\w-]*): (.*)$", stanza, re.MULTILINE))
-        if fields["Status"] != "install ok installed":
+        if not fields["Status"].endswith(" ok installed"):  # whether wanted or held
             continue
         sha256 = digests.get((fields["Package"], fields["Version"]), modules)
         packages.append(entry("deb", fields["Package"], fields["Version"], sha256, fields.get("Maintainer", ""),
