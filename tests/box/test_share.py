@@ -43,7 +43,8 @@ def sftp(peer, variables, folder):
     def go(commands, key=KEY):
         return peer("scanner").run(
             f"cd {folder}; printf '{commands}' | sftp -q -b - -i {key} -o StrictHostKeyChecking=no "
-            f"-o IdentitiesOnly=yes -o UserKnownHostsFile=/dev/null -o LogLevel=ERROR relay-share@{variables['lab_raw']}")
+            f"-o UserKnownHostsFile=/dev/null -o IdentitiesOnly=yes -o LogLevel=ERROR "
+            f"relay-share@{variables['lab_raw']}")
     return go
 
 
