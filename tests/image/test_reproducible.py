@@ -17,7 +17,7 @@ def test_the_same_bytes(fast, tmp_path):
     """The second build has nothing of the first but Debian's packages, the tools, the ZFS module and the keys."""
     project = tmp_path / "elsewhere" / "checkout"
     shutil.copytree(PROJECT, project, symlinks=True, ignore=lambda folder, names: {
-        name for name in names if name == "__pycache__" or folder == str(PROJECT) and name in ("build", ".venv")})
+        name for name in names if name == "__pycache__" or (folder == str(PROJECT) and name in ("build", ".venv"))})
     os.symlink(PROJECT / ".venv", project / ".venv")
     cache = tmp_path / "cache/relay-image"
     cache.mkdir(parents=True)
