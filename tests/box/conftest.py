@@ -1,12 +1,10 @@
 from __future__ import annotations
 
-import fcntl
 import json
-import re
 import subprocess
 import time
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,21 +23,6 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_ignore_collect(config: pytest.Config) -> bool | None:
     """Without a box to look at, testinfra would look at this machine."""
     return None if config.getoption("--hosts", None) else True
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With ``-n 2 --dist loadgroup`` two boxes are looked at side by side, and each of them by one test at a time."""
-    for item in items:
-        if item.path.parent == Path(__file__).parent and (box := re.search(r"ansible://[\w-]+", item.nodeid)):
-            item.add_marker(pytest.mark.xdist_group(box[0]))
-
-
-@pytest.fixture
-def site_servers() -> Iterator[None]:
-    """For tests that take away what all boxes of the site need, or need it themselves: one at a time."""
-    with Path(__file__).open() as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 @pytest.fixture(scope="session")

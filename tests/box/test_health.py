@@ -5,7 +5,6 @@ import re
 
 import pytest
 
-pytestmark = pytest.mark.usefixtures("site_servers")
 KEYS = {"box", "time", "findings", "disks", "drives", "pools", "temperatures", "memory", "bmc", "clock", "mail",
         "agent", "services", "failed", "certificates", "reboot_needed"}
 

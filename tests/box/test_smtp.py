@@ -1,9 +1,5 @@
 from __future__ import annotations
 
-import pytest
-
-pytestmark = pytest.mark.usefixtures("site_servers")
-
 
 def test_listens_to_the_box_alone(host):
     """A relay that takes mail from the network sends everybody's mail."""
