@@ -48,6 +48,8 @@ def fast(request, tmp_path_factory):
     """A stick for tests: throw-away keys, compressed little."""
     if given := request.config.getoption("--stick"):
         return given / "relay-any-test.img"
+    if not shutil.which("qemu-system-x86_64"):
+        pytest.skip("QEMU is not installed: image/install test")
     if request.config.getoption("--cached") and not [*CACHE.glob("modules/*.deb")]:
         pytest.skip("the first stick takes some twenty minutes, for it compiles ZFS: make image, once")
     return build(tmp_path_factory.mktemp("fast"), "--fast") / "relay-any-test.img"
