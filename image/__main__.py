@@ -26,8 +26,8 @@ def main() -> None:
                         "part an agent holds); without it a throw-away key")
     parser.add_argument("--keys", type=Path, help="folder that image/keys made; without it throw-away keys")
     parser.add_argument("--recovery", action="append", metavar="age1...", help="whom the recovery keys of boxes "
-                        "are encrypted to, in place of the site's site_recovery and of recovery.pub in the folder of "
-                        "keys; may be given several times")
+                        "are encrypted to, in place of recovery.pub in the folder of keys or, without that, of the "
+                        "site's site_recovery; may be given several times")
     parser.add_argument("--first-contact-key", type=Path, help="public SSH key of whoever commissions the boxes; "
                         "without it a throw-away key")
     parser.add_argument("--output", type=Path, default=OUTPUT, help="folder for the image (default: build/image)")
@@ -63,8 +63,10 @@ def throw_away(name: str, *command: str | Path) -> Path:
 
 def build(asked: argparse.Namespace) -> Path:
     """Make the image and what belongs beside it; where it is."""
-    recovery = asked.recovery or (site.recovery(asked.inventory, asked.site) if asked.site else [])
-    if asked.site and not (asked.keys or recovery):
+    recovery = asked.recovery or (
+        [(asked.keys / "recovery.pub").read_text().strip()] if asked.keys and (asked.keys / "recovery.pub").exists()
+        else site.recovery(asked.inventory, asked.site) if asked.site else [])
+    if asked.site and not recovery:
         raise Failed("whoever has a throw-away key can read the disks of these boxes, and nobody can once it is gone; "
                      "make keys with image/keys and name the folder with --keys, or name the coordinating site's "
                      "public key with --recovery, or for good as site_recovery in what the inventory says of the site")

@@ -57,13 +57,17 @@ def boxes(fleet: Path, site: str) -> dict[str, str]:
 def recovery(fleet: Path, site: str) -> list[str]:
     """Whom a site has the recovery keys of its boxes encrypted to (``site_recovery``): age public keys, or none.
 
-    Read as it is written, for Ansible would ask for the passphrase of the site's vault.
+    Read as it is written, for Ansible would ask for the passphrase of the site's vault. Raises Failed if it is no list
+    of such keys.
     """
     groups = fleet / "group_vars"
     for file in (*sorted((groups / site).glob("*.yml")), groups / f"{site}.yml", groups / "all.yml"):
         told = yaml.load(file.read_text(), yaml.BaseLoader) if file.exists() else None
         if isinstance(told, dict) and told.get("site_recovery"):
-            return list(told["site_recovery"])
+            keys = told["site_recovery"]
+            if not isinstance(keys, list) or not all(isinstance(key, str) and key.startswith("age1") for key in keys):
+                raise Failed(f"{file}: site_recovery must be a list of age public keys, as [age1...]")
+            return keys
     return []
 
 

@@ -38,6 +38,10 @@ def test_whom_recovery_keys_are_encrypted_to(tmp_path):
     with (folder / "site.yml").open("a") as file:
         file.write("site_recovery: [age1a, age1b]\n")
     assert site.recovery(tmp_path, "site_x") == ["age1a", "age1b"]
+    for wrong in ("age1a", "['{{ vault_key }}']"):
+        (tmp_path / "group_vars/all.yml").write_text(f"site_recovery: {wrong}\n")
+        with pytest.raises(Failed, match="list of age public keys"):
+            site.recovery(tmp_path, "site_y")
 
 
 @pytest.mark.parametrize(("boxes", "profile"), [
