@@ -63,6 +63,7 @@ def throw_away(name: str, *command: str | Path) -> Path:
 
 def build(asked: argparse.Namespace) -> Path:
     """Make the image and what belongs beside it; where it is."""
+    boxes = site.boxes(asked.inventory, asked.site) if asked.site else {"any": ""}
     recovery = asked.recovery or (
         [(asked.keys / "recovery.pub").read_text().strip()] if asked.keys and (asked.keys / "recovery.pub").exists()
         else site.recovery(asked.inventory, asked.site) if asked.site else [])
@@ -80,7 +81,6 @@ def build(asked: argparse.Namespace) -> Path:
                             "-f", CACHE / "throw-away" / name)
         for given, name in ((asked.key, "signer"), (asked.first_contact_key, "first-contact")))
     contact = contact if contact.suffix == ".pub" else contact.with_name(f"{contact.name}.pub")
-    boxes = site.boxes(asked.inventory, asked.site) if asked.site else {"any": ""}
     locked = lock.read()
     lock.release(locked["wheels"])
     if asked.debs:

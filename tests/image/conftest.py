@@ -23,9 +23,9 @@ def build(output, *words, project=PROJECT, cache=CACHE):
     if os.geteuid():
         pytest.skip("an image is built by root, or by root of a user namespace: see docs/image.md")
     if not shutil.which("mmdebstrap"):
-        pytest.skip("what an image is built with is not installed: image/install test")
+        pytest.skip("what images are built with is not installed; as root, image/install test installs it")
     if subprocess.run(["unshare", "--mount", "true"], check=False, capture_output=True).returncode:
-        pytest.skip("no mount namespaces here, as in a chroot: an image is built in one")
+        pytest.skip("this machine allows no mount namespaces, as in a chroot, and images are built in one")
     done = subprocess.run([project / "image/build", "--output", output, *words], check=False, text=True,
                           capture_output=True, env=os.environ | {"XDG_CACHE_HOME": str(cache.parent)})
     if "the mirror does not have" in done.stderr:
@@ -49,9 +49,9 @@ def fast(request, tmp_path_factory):
     if given := request.config.getoption("--stick"):
         return given / "relay-any-test.img"
     if not shutil.which("qemu-system-x86_64"):
-        pytest.skip("QEMU is not installed: image/install test")
+        pytest.skip("QEMU, which sticks are started in, is not installed; as root, image/install test installs it")
     if request.config.getoption("--cached") and not [*CACHE.glob("modules/*.deb")]:
-        pytest.skip("the first stick takes some twenty minutes, for it compiles ZFS: make image, once")
+        pytest.skip("the first stick takes some twenty minutes, for it compiles ZFS; run make image once, and this is tried")
     return build(tmp_path_factory.mktemp("fast"), "--fast") / "relay-any-test.img"
 
 
