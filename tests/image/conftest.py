@@ -51,7 +51,7 @@ def fast(request, tmp_path_factory):
     if not shutil.which("qemu-system-x86_64"):
         pytest.skip("QEMU, which sticks are started in, is not installed; as root, image/install test installs it")
     if request.config.getoption("--cached") and not [*CACHE.glob("modules/*.deb")]:
-        pytest.skip("the first stick takes some twenty minutes, for it compiles ZFS; run make image once, and this is tried")
+        pytest.skip("the first stick takes some twenty minutes, for it compiles ZFS; run make image once")
     return build(tmp_path_factory.mktemp("fast"), "--fast") / "relay-any-test.img"
 
 
