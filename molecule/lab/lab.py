@@ -114,7 +114,7 @@ Host 198.18.0.*
     ControlPersist 60s
     ControlPath /run/{SPACE}-%C
 """)
-    if not (FOLDER / "ca.pem").exists():
+    if not all((FOLDER / name).exists() for name in ("ca.pem", "central.pem", "central.key")):
         import trustme
 
         ca = trustme.CA()
@@ -145,6 +145,7 @@ def up(name: str, address: str, kind: str, raw: str, hosts: list[str]) -> None:
                 f"[Match]\nName=raw\n[Network]\nAddress={raw}/24\n")
         shutil.copy(FOLDER / "key.pub", etc / "ssh/authorized_keys.d" / ADMINISTRATOR)
         run("ssh-keygen", "-A", "-f", str(box / "upper"))
+    os.sched_setaffinity(0, range(os.cpu_count() or 1))  # Mitogen, which calls this, ties what it starts to one processor
     # A relay box has no help but what is sent to it.
     shared = [f"--bind-ro={PROJECT}:/srv/relay"] if kind == "peer" else []
     cables = [f"--network-veth-extra=r-{name}:raw"] if raw else []
