@@ -14,14 +14,14 @@ settings.load_profile("relay")
 
 @pytest.hookimpl(tryfirst=True)  # xdist reads the groups in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests of a file that share a box or a server stay together, in their order; of the others the longest go first.
+    """Tests that share a box or a server stay together, in their order; of the others the longest go first.
 
     For ``--dist loadgroup``.
     """
     for item in items:
-        if _shares(item):
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
-    items.sort(key=lambda item: item.get_closest_marker("slow") is None or _shares(item))
+        if group := _shared(item):
+            item.add_marker(pytest.mark.xdist_group(group))
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None or _shared(item) != "")
 
 
 def pytest_make_parametrize_id(val: Any, argname: str) -> str | None:
@@ -29,8 +29,11 @@ def pytest_make_parametrize_id(val: Any, argname: str) -> str | None:
     return argname if isinstance(val, bytes | str) and len(val) > 100 else None
 
 
-def _shares(item: pytest.Item) -> bool:
-    """Whether it uses a fixture of these folders that lives longer than a test."""
+def _shared(item: pytest.Item) -> str:
+    """What it has in common with others: the box it looks at, or all of its file that lives longer than a test."""
+    if "_testinfra_host" in (params := item.callspec.params if hasattr(item, "callspec") else {}):
+        return str(params["_testinfra_host"].backend.get_pytest_id())
     fixtures = item._fixtureinfo.name2fixturedefs.values()
-    return any(fixture.scope != "function" and fixture.baseid.startswith("tests")
-               for found in fixtures for fixture in found)
+    shares = any(fixture.scope != "function" and fixture.baseid.startswith("tests")
+                 for found in fixtures for fixture in found)
+    return item.path.stem if shares else ""

@@ -1,10 +1,11 @@
 from __future__ import annotations
 
+import fcntl
 import json
 import subprocess
 import time
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,17 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_ignore_collect(config: pytest.Config) -> bool | None:
     """Without a box to look at, testinfra would look at this machine."""
     return None if config.getoption("--hosts", None) else True
+
+
+@pytest.fixture
+def alone() -> Iterator[None]:
+    """For tests that change what all boxes have in common, or that would miss it: not beside such a one of another box.
+
+    With ``-n 2 --dist loadgroup`` two boxes are looked at side by side, each by one test at a time.
+    """
+    with Path(__file__).open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 @pytest.fixture(scope="session")

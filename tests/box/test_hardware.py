@@ -20,6 +20,7 @@ def test_smartd_understands_its_settings(host):
     assert done.rc in (0, 17), done.stdout
 
 
+@pytest.mark.usefixtures("alone")
 def test_drives_mail_reaches_people(host, peer, wait_for):
     """smartd calls a program of ours with what it has to say; a fault in that would be found by a dead drive."""
     name = host.check_output("hostname")

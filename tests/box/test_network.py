@@ -38,17 +38,17 @@ def test_believes_nobody_about_ways(host, key, value):
 
 
 @pytest.fixture
-def way_through(host, peer, variables):
+def way_through(host, peer, variables, alone):
     """The scanner's back end takes the box for a router to the stranger, and the stranger for one back."""
     raw, uplink = variables.get("lab_raw"), variables["ansible_host"]
     scanner, stranger = peer("scanner"), peer("stranger")
     scanner.check_output(f"ip route replace {STRANGER}/32 via {raw} dev raw")
     stranger.check_output(f"ip route replace 198.19.0.0/24 via {uplink}")
     yield lambda: scanner.run(f"nc -z -w 1 {STRANGER} 22").succeeded
-    scanner.check_output(f"ip route delete {STRANGER}/32")
-    stranger.check_output("ip route delete 198.19.0.0/24")
     # Who forwards and stops that, has the kernel's own values for everything else afterwards.
     host.check_output("sysctl -q -w net.ipv4.ip_forward=0; systemctl restart systemd-sysctl; nft -f /etc/nftables.conf")
+    scanner.check_output(f"ip route delete {STRANGER}/32")
+    stranger.check_output("ip route delete 198.19.0.0/24")
 
 
 def test_nothing_passes_through(host, way_through):
@@ -71,6 +71,7 @@ def test_back_end_sees_the_share_alone(peer, variables):
         assert scanner.run(f"nc -z -w 1 -s 198.19.0.21 {raw} {port}").failed
 
 
+@pytest.mark.usefixtures("alone")
 def test_share_is_not_on_the_uplink(peer, variables):
     """Nor can anybody get at it there by its address on the other side, or by an address from the other side."""
     scanner, share = peer("scanner"), {"sftp": 22}.get(variables.get("share_protocol"), 445)

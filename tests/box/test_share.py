@@ -17,43 +17,50 @@ KEY = "/srv/relay/build/lab/key"
 
 
 @pytest.fixture
-def smb(peer, variables):
+def folder(host):
+    """On the scanner; each box has one of its own, for boxes are looked at side by side."""
+    return f"/tmp/{host.check_output('hostname')}"
+
+
+@pytest.fixture
+def smb(peer, variables, folder):
     """Give commands to smbclient on the scanner."""
     if variables.get("share_protocol", "smb") != "smb":
         pytest.skip("no SMB on this box: it takes raw data by SFTP or not at all (share_protocol)")
 
     def go(commands, password=variables["share_password"], options="--client-protection=encrypt", before=""):
-        return peer("scanner").run(f"cd /tmp; {before} smbclient //{variables['lab_raw']}/kspace {options} "
+        return peer("scanner").run(f"cd {folder}; {before} smbclient //{variables['lab_raw']}/kspace {options} "
                                    f"--user=relay-share%{password} -c '{commands}'")
     return go
 
 
 @pytest.fixture
-def sftp(peer, variables):
+def sftp(peer, variables, folder):
     """Give commands to sftp on the scanner."""
     if variables.get("share_protocol", "smb") != "sftp":
         pytest.skip("no SFTP on this box: it takes raw data by SMB or not at all (share_protocol)")
 
     def go(commands, key=KEY):
         return peer("scanner").run(
-            f"cd /tmp; printf '{commands}' | sftp -q -b - -i {key} -o StrictHostKeyChecking=no -o IdentitiesOnly=yes "
-            f"-o UserKnownHostsFile=/dev/null -o LogLevel=ERROR relay-share@{variables['lab_raw']}")
+            f"cd {folder}; printf '{commands}' | sftp -q -b - -i {key} -o StrictHostKeyChecking=no "
+            f"-o UserKnownHostsFile=/dev/null -o IdentitiesOnly=yes -o LogLevel=ERROR "
+            f"relay-share@{variables['lab_raw']}")
     return go
 
 
 @pytest.fixture(autouse=True)
-def files(host, peer):
+def files(host, peer, folder):
     """A raw file of 3 MB on the scanner; the landing folder is left as it was."""
     before = set(host.file(LANDING).listdir())
-    peer("scanner").check_output("head -c 3000000 /dev/urandom > /tmp/meas.dat")
+    peer("scanner").check_output(f"mkdir -p {folder}; head -c 3000000 /dev/urandom > {folder}/meas.dat")
     yield
     for name in set(host.file(LANDING).listdir()) - before:
         host.check_output(f"rm -rf {LANDING}/{name}")
 
 
-def arrived(host, peer, name="meas.dat"):
+def arrived(host, peer, folder, name="meas.dat"):
     """It is whole, and the worker may take it away."""
-    digest = peer("scanner").check_output("sha256sum < /tmp/meas.dat")
+    digest = peer("scanner").check_output(f"sha256sum < {folder}/meas.dat")
     assert host.check_output(f"sha256sum < {LANDING}/{name}") == digest
     assert host.file(f"{LANDING}/{name}").mode in (0o640, 0o660)  # SFTP's clients name the mode
     assert host.file(f"{LANDING}/{name}").group == "relay-agent"
@@ -61,27 +68,27 @@ def arrived(host, peer, name="meas.dat"):
     host.check_output(f"{worker} mv {LANDING}/{name} {LANDING}/taken && {worker} rm {LANDING}/taken")
 
 
-def test_copy(host, peer, smb):
+def test_copy(host, peer, smb, folder):
     """A plain copy, as from the explorer of the scanner's Windows."""
     sent = smb("put meas.dat")
     assert sent.succeeded, sent.stdout
-    arrived(host, peer)
+    arrived(host, peer, folder)
 
 
-def test_sidecar(host, peer, smb):
+def test_sidecar(host, peer, smb, folder):
     """Yarra RDS marks what it still writes by a file beside it and takes that away at the end."""
     assert smb("put meas.dat meas.dat.lock; put meas.dat").succeeded
     assert {"meas.dat", "meas.dat.lock"} <= set(host.file(LANDING).listdir())
     assert smb("del meas.dat.lock").succeeded
     assert not host.file(f"{LANDING}/meas.dat.lock").exists
-    arrived(host, peer)
+    arrived(host, peer, folder)
 
 
-def test_folders(host, peer, smb):
+def test_folders(host, peer, smb, folder):
     """Who sorts by scanner or day makes folders, and what is in them is the worker's as well."""
     assert smb("mkdir day; cd day; put meas.dat").succeeded
     assert host.file(f"{LANDING}/day").mode & 0o777 == 0o770
-    arrived(host, peer, "day/meas.dat")
+    arrived(host, peer, folder, "day/meas.dat")
 
 
 @pytest.fixture
@@ -133,18 +140,18 @@ def test_raw_data_follow_their_session(host, peer, address, drop, wait_for):
     shutil.rmtree(folder)
 
 
-def test_half_written(host, peer, smb, wait_for):
+def test_half_written(host, peer, smb, wait_for, folder):
     """A scanner that goes off in the middle leaves a part, which is seen as such; sending again makes it whole."""
     scanner = peer("scanner")
-    scanner.check_output("truncate -s 8G /tmp/long.dat")
+    scanner.check_output(f"truncate -s 8G {folder}/long.dat")
     part = host.file(f"{LANDING}/meas.dat")
     smb("put long.dat meas.dat", options="--client-protection=encrypt > /dev/null 2>&1 < /dev/null",
         before="setsid --fork")
     assert wait_for(lambda: part.exists and part.size > 0, 30)
-    scanner.check_output("pkill --signal KILL --full '[p]ut long.dat' && rm /tmp/long.dat")
+    scanner.check_output(f"pkill --signal KILL --full '[p]ut long.dat' && rm {folder}/long.dat")
     assert 0 < part.size < 8 << 30
     assert wait_for(lambda: smb("put meas.dat").succeeded, 20)
-    arrived(host, peer)
+    arrived(host, peer, folder)
 
 
 @pytest.mark.parametrize(("password", "options"), [
@@ -167,13 +174,13 @@ def test_no_guests(peer, smb, variables):
 
 
 @pytest.mark.parametrize("way", ["..", "../..", "../../ledger.sqlite", "../../../../../etc/passwd", "link/passwd"])
-def test_confined(host, peer, smb, way):
+def test_confined(host, peer, smb, way, folder):
     """The folder is all there is: not by names that go up, not by links, whoever made them."""
     host.check_output(f"ln -sfn /etc {LANDING}/link")
     asked = smb(f'get "{way}" stolen; cd "{way}"; put meas.dat; ls')
-    assert "root:" not in peer("scanner").run("cat /tmp/stolen").stdout
+    assert "root:" not in peer("scanner").run(f"cat {folder}/stolen").stdout
     assert not re.search("^ +(passwd|ledger)", asked.stdout, re.MULTILINE)  # as a list shows a file
-    peer("scanner").run("rm -f /tmp/stolen")
+    peer("scanner").run(f"rm -f {folder}/stolen")
 
 
 def test_its_process_sees_no_other_data(host, smb):
@@ -187,7 +194,7 @@ def test_its_process_sees_no_other_data(host, smb):
     assert host.run(f"{inside} cat /etc/relay-agent/config.toml").failed
 
 
-def test_full(host, peer, smb):
+def test_full(host, peer, smb, folder):
     """Raw data have a quota of their own: the sender is told, nothing else is touched, and later it goes on."""
     try:
         host.check_output(f"mount -t tmpfs -o size=2M,mode=2770,uid=relay-work,gid=relay-agent quota {LANDING} && "
@@ -197,7 +204,7 @@ def test_full(host, peer, smb):
     finally:
         host.check_output(f"umount {LANDING} && systemctl restart relay-share")
     assert smb("put meas.dat").succeeded
-    arrived(host, peer)
+    arrived(host, peer, folder)
 
 
 def test_comes_back(host, smb):
@@ -207,20 +214,20 @@ def test_comes_back(host, smb):
     assert host.check_output("systemctl show --property=LoadState smbd nmbd").split() == ["LoadState=masked"] * 2
 
 
-def test_sftp_copy(host, peer, sftp):
+def test_sftp_copy(host, peer, sftp, folder):
     """For scanners that do not speak SMB 3."""
     sent = sftp("put meas.dat\\n")
     assert sent.succeeded, sent.stderr
-    arrived(host, peer)
+    arrived(host, peer, folder)
 
 
 @pytest.mark.parametrize("commands", ["get /etc/passwd stolen", "get ../ledger.sqlite stolen", "put meas.dat /meas.dat",
                                       "get link/passwd stolen"])
-def test_sftp_confined(host, peer, sftp, commands):
+def test_sftp_confined(host, peer, sftp, commands, folder):
     """The folder is all there is."""
     host.check_output(f"ln -sfn /etc {LANDING}/link")
     assert sftp(f"{commands}\\n").failed
-    assert peer("scanner").run("rm /tmp/stolen").failed
+    assert peer("scanner").run(f"rm {folder}/stolen").failed
 
 
 def test_sftp_is_no_way_in(peer, sftp, variables):

@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import pytest
+
+pytestmark = pytest.mark.usefixtures("alone")
+
 
 def test_listens_to_the_box_alone(host):
     """A relay that takes mail from the network sends everybody's mail."""

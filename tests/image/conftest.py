@@ -35,12 +35,10 @@ def build(output, *words, project=PROJECT, cache=CACHE):
 
 
 def pytest_collection_modifyitems(items):
-    """One worker for all of them: they share one stick, and machines take a processor each."""
+    """Whichever comes first waits for the stick."""
     for item in items:
-        if item.path.parent == Path(__file__).parent:
-            item.add_marker(pytest.mark.xdist_group("image"))
-            if not item.get_closest_marker("timeout"):
-                item.add_marker(pytest.mark.timeout(3600))  # whichever comes first waits for the stick
+        if item.path.parent == Path(__file__).parent and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(3600))
 
 
 @pytest.fixture(scope="session")
