@@ -64,9 +64,7 @@ def throw_away(name: str, *command: str | Path) -> Path:
 def build(asked: argparse.Namespace) -> Path:
     """Make the image and what belongs beside it; where it is."""
     boxes = site.boxes(asked.inventory, asked.site) if asked.site else {"any": ""}
-    recovery = asked.recovery or (
-        [(asked.keys / "recovery.pub").read_text().strip()] if asked.keys and (asked.keys / "recovery.pub").exists()
-        else site.recovery(asked.inventory, asked.site) if asked.site else [])
+    recovery = site.recovery(asked.inventory, asked.site, asked.keys, asked.recovery)
     if asked.site and not recovery:
         raise Failed("whoever has a throw-away key can read the disks of these boxes, and nobody can once it is gone; "
                      "make keys with image/keys and name the folder with --keys, or name the coordinating site's "

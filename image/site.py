@@ -54,8 +54,20 @@ def boxes(fleet: Path, site: str) -> dict[str, str]:
     return found
 
 
-def recovery(fleet: Path, site: str) -> list[str]:
-    """Whom a site has the recovery keys of its boxes encrypted to (``site_recovery``): age public keys, or none.
+def recovery(fleet: Path, site: str | None, keys: Path | None, named: list[str] | None) -> list[str]:
+    """Whom the recovery keys of boxes are encrypted to: who is named, else who is in the folder of keys, else the site's.
+
+    A folder that is named goes before the inventory, in which the key of somebody else may have been copied along.
+    """
+    if named:
+        return named
+    if keys and (public := keys / "recovery.pub").exists():
+        return [public.read_text().strip()]
+    return site_recovery(fleet, site) if site else []
+
+
+def site_recovery(fleet: Path, site: str) -> list[str]:
+    """What the inventory says of a site under that name: age public keys, or none.
 
     Read as it is written, for Ansible would ask for the passphrase of the site's vault. Raises Failed if it is no list
     of such keys.

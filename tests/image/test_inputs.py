@@ -25,23 +25,35 @@ def test_boxes_of_a_site():
         site.boxes(PROJECT / "inventory", "site_nowhere")
 
 
-def test_whom_recovery_keys_are_encrypted_to(tmp_path):
+def test_recovery_keys_of_a_site(tmp_path):
     """As the site says, or all sites; beside a vault that nobody opens here."""
-    assert len(site.recovery(PROJECT / "inventory", "site_example")) == 1
+    assert len(site.site_recovery(PROJECT / "inventory", "site_example")) == 1
     folder = tmp_path / "group_vars/site_x"
     folder.mkdir(parents=True)
     (folder / "vault.yml").write_text("$ANSIBLE_VAULT;1.1;AES256\n3132\n3334\n")
     (folder / "site.yml").write_text("password: !vault |\n  $ANSIBLE_VAULT;1.1;AES256\n  3132\n")
-    assert site.recovery(tmp_path, "site_x") == []
+    assert site.site_recovery(tmp_path, "site_x") == []
     (tmp_path / "group_vars/all.yml").write_text("site_recovery: [age1all]\n")
-    assert site.recovery(tmp_path, "site_x") == ["age1all"]
+    assert site.site_recovery(tmp_path, "site_x") == ["age1all"]
     with (folder / "site.yml").open("a") as file:
         file.write("site_recovery: [age1a, age1b]\n")
-    assert site.recovery(tmp_path, "site_x") == ["age1a", "age1b"]
+    assert site.site_recovery(tmp_path, "site_x") == ["age1a", "age1b"]
     for wrong in ("age1a", "['{{ vault_key }}']"):
         (tmp_path / "group_vars/all.yml").write_text(f"site_recovery: {wrong}\n")
         with pytest.raises(Failed, match="list of age public keys"):
-            site.recovery(tmp_path, "site_y")
+            site.site_recovery(tmp_path, "site_y")
+
+
+def test_whom_recovery_keys_are_encrypted_to(tmp_path):
+    """What is said with the command goes before what lies in the inventory, which may be a copy of another site's."""
+    fleet = PROJECT / "inventory"
+    example = site.site_recovery(fleet, "site_example")
+    assert site.recovery(fleet, None, None, None) == []
+    assert site.recovery(fleet, "site_example", None, None) == example
+    assert site.recovery(fleet, "site_example", tmp_path, None) == example
+    (tmp_path / "recovery.pub").write_text("age1folder\n")
+    assert site.recovery(fleet, "site_example", tmp_path, None) == ["age1folder"]
+    assert site.recovery(fleet, "site_example", tmp_path, ["age1a", "age1b"]) == ["age1a", "age1b"]
 
 
 @pytest.mark.parametrize(("boxes", "profile"), [
