@@ -55,7 +55,7 @@ def boxes(fleet: Path, site: str) -> dict[str, str]:
 
 
 def recovery(fleet: Path, site: str | None, keys: Path | None, named: list[str] | None) -> list[str]:
-    """Whom the recovery keys of boxes are encrypted to: who is named, else who is in the folder of keys, else the site's.
+    """Whom the recovery keys of boxes are encrypted to: who is named, else the folder of keys', else the site's.
 
     A folder that is named goes before the inventory, in which the key of somebody else may have been copied along.
     """
