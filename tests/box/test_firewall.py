@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
@@ -52,3 +53,16 @@ def test_nothing_goes_where_it_is_not_declared(host, peer):
     answer = host.run(f"python3 -c \"import socket; socket.create_connection(('{stranger}', 22), 3)\"")
     assert answer.failed
     assert "No route to host" in answer.stderr
+
+
+def test_reports_to_switches_get_out(host):
+    """Who is silent is not passed on to by switches that listen (MLD snooping), and IPv6 fails after some minutes."""
+    def rejected():
+        return re.findall(r"packets (\d+)", host.check_output("nft list chain inet box output"))[-1]
+    uplink = host.check_output("ip -6 -oneline address show scope link | head -n 1").split()[1]
+    before = rejected()
+    host.check_output(
+        f"""python3 -c 'import socket as s; g = s.inet_pton(s.AF_INET6, "ff02::db8")
+k = s.socket(s.AF_INET6, s.SOCK_DGRAM)
+k.setsockopt(s.IPPROTO_IPV6, s.IPV6_JOIN_GROUP, g + s.if_nametoindex("{uplink}").to_bytes(4, "little"))'""")
+    assert rejected() == before

@@ -93,6 +93,7 @@ def test_nuc(nuc, key, tmp_path, person):
         assert told["pool"]["state"] == "ONLINE" and not told["pool"]["locked"]
         assert_all_in_use(machine, key)
         assert_nothing_failed(machine, key)
+        assert "firewall" not in machine.log(), "what it drops runs over what the screen shows"
         write(machine, key)
         machine.ssh(f"logger {MARK}", key=key)
         machine.ssh("sudo journalctl --sync; sudo systemctl poweroff", key=key, check=False)
