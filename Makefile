@@ -8,6 +8,8 @@ pytest = $(BIN)/python -m pytest $(1) || { test -n "$(AGAIN)" && $(BIN)/python -
 # What `make test` tries in the lab of boxes, and all that can be tried there.
 TRIED ?= default firewall
 SCENARIOS ?= default firewall pull update
+# Virtual machines side by side in `make test-image`: each with two processors and 2 GB of memory.
+MACHINES ?= 2
 # `make test` looks at a stick if it takes a few minutes to build one; without this it builds all, in some twenty.
 STICK ?= --cached
 UNIT := tests/agent tests/deidentify tests/kspace tests/disk tests/repo tests/image/test_inputs.py
@@ -54,7 +56,7 @@ image: ## Build a stick for tests (docs/image.md tells how to build one that is 
 
 test-image: $(VENV)/test ## All tests of the stick, in machines of QEMU: as root
 	@sh image/install test
-	$(BIN)/python -m pytest tests/image
+	$(BIN)/python -m pytest tests/image -n $(MACHINES) --dist loadgroup
 
 docs: $(VENV)/test ## Write docs/variables.md anew from the roles' argument specs
 	$(BIN)/python -m tests.repo.variables > docs/variables.md

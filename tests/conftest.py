@@ -33,6 +33,8 @@ def _shared(item: pytest.Item) -> str:
     """What it has in common with others: the box it looks at, or all of its file that lives longer than a test."""
     if "_testinfra_host" in (params := item.callspec.params if hasattr(item, "callspec") else {}):
         return str(params["_testinfra_host"].backend.get_pytest_id())
+    if item.get_closest_marker("apart"):
+        return ""
     fixtures = item._fixtureinfo.name2fixturedefs.values()
     shares = any(fixture.scope != "function" and fixture.baseid.startswith("tests")
                  for found in fixtures for fixture in found)

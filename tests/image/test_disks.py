@@ -12,7 +12,7 @@ import pytest
 from tests.image.boxes import MARK, NUC, SUPERMICRO, Person, Stick, disks, install, installed, orders, status
 from tests.image.vm import PATIENCE, VM, Disk, run, wait
 
-pytestmark = [pytest.mark.full, pytest.mark.timeout(3600)]
+pytestmark = [pytest.mark.full, pytest.mark.apart, pytest.mark.timeout(3600)]
 RELAY = re.compile(r"Relay ([0-9a-f]{8}) is installed")
 FILES = 100
 WRITE = (f"for n in $(seq {FILES}); do dd if=/dev/urandom of=$n bs=1M count=1 conv=fsync status=none; "
@@ -35,13 +35,13 @@ def key(keys):
 
 
 @pytest.fixture(scope="module")
-def nuc(tmp_path_factory, fast):
-    return installed(tmp_path_factory.mktemp("nuc"), NUC, fast)
+def nuc(once, fast):
+    return once("nuc", lambda folder: installed(folder, NUC, fast))
 
 
 @pytest.fixture(scope="module")
-def supermicro(tmp_path_factory, fast):
-    return installed(tmp_path_factory.mktemp("supermicro"), SUPERMICRO, fast)
+def supermicro(once, fast):
+    return once("supermicro", lambda folder: installed(folder, SUPERMICRO, fast))
 
 
 def assert_nothing_failed(machine, key):
