@@ -31,7 +31,8 @@ def pytest_make_parametrize_id(val: Any, argname: str) -> str | None:
 
 def _shared(item: pytest.Item) -> str:
     """What it has in common with others: the box it looks at, or all of its file that lives longer than a test."""
-    if "_testinfra_host" in (params := item.callspec.params if hasattr(item, "callspec") else {}):
+    params = item.callspec.params if hasattr(item, "callspec") else {}
+    if "_testinfra_host" in params:
         return str(params["_testinfra_host"].backend.get_pytest_id())
     if item.get_closest_marker("apart"):
         return ""

@@ -145,8 +145,6 @@ def up(name: str, address: str, kind: str, raw: str, hosts: list[str]) -> None:
                 f"[Match]\nName=raw\n[Network]\nAddress={raw}/24\n")
         shutil.copy(FOLDER / "key.pub", etc / "ssh/authorized_keys.d" / ADMINISTRATOR)
         run("ssh-keygen", "-A", "-f", str(box / "upper"))
-    # Mitogen, which calls this, ties what it starts to one processor.
-    os.sched_setaffinity(0, range(os.cpu_count() or 1))
     # A relay box has no help but what is sent to it.
     shared = [f"--bind-ro={PROJECT}:/srv/relay"] if kind == "peer" else []
     cables = [f"--network-veth-extra=r-{name}:raw"] if raw else []
