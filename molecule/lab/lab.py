@@ -91,7 +91,9 @@ def tree(kind: str) -> Path:
 
 
 def prepare() -> None:
-    """The network, the way into it for ssh, and a certificate authority with a certificate for the central site."""
+    """The trees, the network, the way into it for ssh, and an authority with a certificate for the central site."""
+    for kind in ("relay", "peer"):
+        tree(kind)
     FOLDER.mkdir(parents=True, exist_ok=True)
     if not Path(f"/run/netns/{SPACE}").exists():
         run("ip", "netns", "add", SPACE)
