@@ -47,7 +47,7 @@ test: $(VENV)/test peers check release ## All that proves the product, with real
 	$(call pytest,tests/image -m "not full" --ignore=tests/image/test_inputs.py $(STICK))
 	@AGAIN=$(AGAIN) sh molecule/lab/try $(TRIED) || { test $$? -eq 3 && echo "Not tried: boxes, for the reason above"; }
 
-test-box: $(VENV)/test release ## Set up boxes in a lab on this machine, look at them, update and retire them: as root
+test-box: $(VENV)/test ## Set up boxes in a lab on this machine, look at them, update and retire them: as root
 	@AGAIN=$(AGAIN) sh molecule/lab/try $(SCENARIOS)
 
 image: ## Build a stick for tests (docs/image.md tells how to build one that is shipped): as root of the machine or of a user namespace
