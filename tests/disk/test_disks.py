@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 from dataclasses import replace
 
 import pytest
-from relay_disk import destroy, disks, run
+from relay_disk import boot, destroy, disks, run
 from relay_disk.disks import Part, human, identity, parse, reads_blank, unknown
 
 from tests.disk.machines import GIB, disk, foreign, of_relay
@@ -112,6 +113,20 @@ def test_erased_flash(tmp_path):
     path = tmp_path / "disk"
     path.write_bytes(b"\xff" * 40 * 2**20)
     assert reads_blank(str(path), 40 * 2**20)
+
+
+def test_disk_that_fails_is_told_as_such(monkeypatch):
+    """It is why people ask, so asking must not end with it; nor is it anything that may be written to."""
+    listing = {"blockdevices": [entry("/proc/self/mem", size=GIB, serial="FAILS")]}  # where nothing can be read
+    monkeypatch.setattr(disks, "ask", lambda *_: json.dumps(listing))
+    found, = disks.scan()
+    assert not found.empty
+    assert found.holds == "cannot be read (Input/output error)"
+
+
+def test_boot_partition_that_cannot_be_read():
+    """As that of an SSD that is about to fail: it is nothing to start from, and no end of the question either."""
+    assert boot.digest("/dev/no-such-disk-part1") == ""
 
 
 @pytest.mark.parametrize("now, words", [

@@ -57,10 +57,14 @@ def put(image: Path, partition: str) -> None:
 
 
 def digest(partition: str) -> str:
-    """SHA-256 of what it starts; empty when there is nothing."""
-    with mounted(partition, "ro") as place:
-        path = place / IMAGE
-        return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
+    """SHA-256 of what it starts; empty when there is nothing, or nothing that can be read."""
+    try:
+        with mounted(partition, "ro") as place:
+            path = place / IMAGE
+            return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
+    except (Failed, OSError) as error:
+        log.warning("%s cannot be read: %s", partition, error)
+        return ""
 
 
 def mark(disk: Disk, number: int, relay: str, role: str) -> None:

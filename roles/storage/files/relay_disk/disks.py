@@ -6,7 +6,7 @@ import json
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -121,8 +121,15 @@ def scan(look_inside: bool = True) -> list[Disk]:
     found = parse(listing, _identities())
     if not look_inside:
         return found
-    return [Disk(**vars(disk) | {"empty": reads_blank(disk.path, disk.size)}) if unknown(disk) else disk
-            for disk in found]
+    return [_read(disk) if unknown(disk) else disk for disk in found]
+
+
+def _read(disk: Disk) -> Disk:
+    """With whether it is blank. One that fails is told as such: what is asked may be what takes its place."""
+    try:
+        return replace(disk, empty=reads_blank(disk.path, disk.size))
+    except OSError as error:
+        return replace(disk, content=f"cannot be read ({error.strerror})")
 
 
 def unknown(disk: Disk) -> bool:
