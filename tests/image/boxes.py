@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tests.image.vm import VM, Disk, run
@@ -91,14 +91,15 @@ class Box:
     disks: tuple[Disk, ...]
     stick: Stick
 
-    def copy(self, folder: Path, *, without: tuple[str, ...] = (), extra: tuple[Disk, ...] = (), board: bool = True,
-             **more) -> VM:
+    def copy(self, folder: Path, *, without: tuple[str, ...] = (), failing: tuple[str, ...] = (),
+             extra: tuple[Disk, ...] = (), board: bool = True, **more) -> VM:
         """The same box, disks as overlays; ``without`` some of them; another board (TPM) if not ``board``."""
         folder.mkdir(parents=True, exist_ok=True)
         if board:
             shutil.copy(self.folder / "variables.fd", folder)
             shutil.copytree(self.folder / "tpm", folder / "tpm")
-        own = [disk.overlay(folder) for disk in self.disks if disk.serial not in without]
+        own = [replace(disk.overlay(folder), failing=disk.serial in failing)
+               for disk in self.disks if disk.serial not in without]
         return VM(folder, [*extra, *own], **more)
 
 

@@ -209,6 +209,21 @@ def test_data_disk_is_pulled_and_replaced(supermicro, key, tmp_path):
         machine.ssh("sudo sh -c 'cd /var/lib/relay-agent && sha256sum --check --quiet sums'", key=key)
 
 
+def test_failing_disks_are_replaced(supermicro, key, tmp_path):
+    """They are there and answer with errors, as most that fail: the box goes on, says so, and takes new ones."""
+    new = Disk.blank(tmp_path, "ssd", "NEW1", "7G"), Disk.blank(tmp_path, "hdd", "NEW2", "2100M")
+    with supermicro.copy(tmp_path, failing=("SSD1", "HDD2"), extra=new) as machine:
+        machine.wait_ssh(key=key, seconds=400)
+        told = status(machine, key)
+        assert any("lacks 1 SSD" in one for one in told["findings"])
+        assert any("put in a new disk" in one for one in told["findings"])
+        assert {disk["holds"] for disk in told["spare"]} == {"blank", "cannot be read (Input/output error)"}
+        write(machine, key)
+        machine.ssh("sudo relay-disk replace --wait", key=key, seconds=400)
+        assert status(machine, key)["findings"] == []
+        assert read(machine, key) == MARK
+
+
 def test_foreign_disk_is_left_alone(fast, words, tmp_path):
     """What has a table, a file system, or only data: refused, and not one byte is changed."""
     own = disks(tmp_path, SUPERMICRO)

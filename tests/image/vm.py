@@ -34,11 +34,15 @@ def run(*command: str | Path) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Disk:
-    """A disk as the guest sees it: ``hdd``, ``ssd`` (both SATA), ``nvme`` or ``usb``; its size in bytes in the file."""
+    """A disk as the guest sees it: ``hdd``, ``ssd`` (both SATA), ``nvme`` or ``usb``; its size in bytes in the file.
+
+    One that is ``failing`` is there and answers every read with an error.
+    """
 
     path: Path
     kind: str
     serial: str
+    failing: bool = False
 
     @classmethod
     def blank(cls, folder: Path, kind: str, serial: str, size: str = "8G") -> Disk:
@@ -130,7 +134,11 @@ class VM:
         ports = (f"{controller}.{port}" for controller in ("sata", "more") for port in range(6))
         for number, disk in enumerate(self.disks):
             form = json.loads(run("qemu-img", "info", "-U", "--output=json", disk.path))["format"]
-            words += ["-drive", f"if=none,id=d{number},file={disk.path},format={form},cache=unsafe,discard=unmap"]
+            source = f"file={disk.path},format={form}"
+            if disk.failing:
+                source = (f"driver=blkdebug,image.driver={form},image.file.filename={disk.path},"
+                          "inject-error.0.event=none,inject-error.0.iotype=read,inject-error.0.errno=5")
+            words += ["-drive", f"if=none,id=d{number},{source},cache=unsafe,discard=unmap"]
             order = f"bootindex={number if disk.kind == 'usb' else number + 10}"
             if disk.kind == "usb":
                 device = f"usb-storage,bus=usb.0,removable=on,serial={disk.serial}"
