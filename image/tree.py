@@ -23,7 +23,8 @@ BOOT = ("linux-image-{kernel}", "zfsutils-linux", "zfs-zed", "mdadm", "systemd-s
 # What the stick is made with; in a tree of its own, so that the building machine's versions do not matter.
 TOOLS = ("linux-headers-{kernel}", "make", "gcc", "libc6-dev", "xz-utils", "kmod", "file", "systemd-ukify",
          "systemd-boot-tools", "systemd-boot-efi", "sbsigntool", "squashfs-tools", "mtools", "dosfstools", "fdisk",
-         "openssl", "efitools", "faketime", "zfs-dkms", "mmdebstrap")
+         "openssl", "efitools", "faketime", "zfs-dkms", "mmdebstrap", "libtss2-esys-3.0.2-0t64",
+         "libtss2-rc0t64")  # which systemd-measure opens by itself
 CLAIM = """\
 Package: zfs-modules-stub
 Version: 1

@@ -11,8 +11,9 @@ from image.common import EPOCH
 
 # The screen and the first serial port; a kernel has one serial console at most. Init writes to the last one.
 CONSOLES = "console=tty0 console=ttyS0,115200n8"
-# systemd would mount the boot partition that it was started from at /efi; only relay-disk touches those.
-ALONE = "systemd.gpt_auto=0"
+# systemd would mount the boot partition that it was started from at /efi; only relay-disk touches those. And it would
+# add to PCR 11 how far a start has come, in an order that an installer's start does not keep.
+ALONE = "systemd.gpt_auto=0 systemd.mask=systemd-pcrphase-sysinit.service systemd.mask=systemd-pcrphase.service"
 STICK = f"root=PARTLABEL=relay-image rootfstype=squashfs ro relay.live {ALONE}"
 COMMAND_LINES = {
     "box": f"root=LABEL=relay-root rw {ALONE} {CONSOLES}",
@@ -21,10 +22,24 @@ COMMAND_LINES = {
     "install": f"{STICK} relay.install systemd.unit=relay-install.service systemd.show_status=error {CONSOLES}",
     "rescue": f"{STICK} relay.rescue {CONSOLES}",
 }
+# Whose measurements (PCR 11) are signed: the TPM gives the pool's key to these alone. Rescue has a shell for whoever
+# stands there, and is not among them.
+TRUSTED = ("box", "install")
+# ukify signs PCR 11 as it is at moments of a start that systemd tells it; here it is that of the start itself.
+MEASURE = """\
+#!/bin/sh
+exec /usr/lib/systemd/systemd-measure "$@" --phase=:
+"""
 BUILD = """\
+openssl x509 -in /keys/db.crt -pubkey -noout > /work/measure/key.pub
 for name in {names}; do
+    case " {trusted} " in
+    *" $name "*) policy="--tools=/work/measure --pcr-private-key=/keys/db.key \
+        --pcr-public-key=/work/measure/key.pub --pcr-banks=sha256" ;;
+    *) policy= ;;
+    esac
     ukify build --linux=/work/vmlinuz --initrd=/work/initrd --os-release=@/work/os-release --uname={kernel} \
-        --cmdline=@/work/$name.cmdline --output=/work/$name.unsigned
+        --cmdline=@/work/$name.cmdline --output=/work/$name.unsigned $policy
     {sign} --output /work/$name.efi /work/$name.unsigned
 done
 {sign} --output /work/systemd-boot.efi /usr/lib/systemd/boot/efi/systemd-bootx64.efi
@@ -40,6 +55,10 @@ def make(tools: Path, system: Path, kernel: str, keys: Path, work: Path) -> None
     shutil.copy(system / "usr/lib/os-release", work / "os-release")
     for name, words in COMMAND_LINES.items():
         (work / f"{name}.cmdline").write_text(words)
+    measure = work / "measure/systemd-measure"
+    measure.parent.mkdir()
+    measure.write_text(MEASURE)
+    measure.chmod(0o755)
     moment = datetime.fromtimestamp(EPOCH, timezone.utc).strftime("'%Y-%m-%d %H:%M:%S'")
-    tree.enter(tools, BUILD.format(names=" ".join(COMMAND_LINES), kernel=kernel, sign=SIGN.format(epoch=moment)),
-               {work: "/work", keys: "/keys"})
+    tree.enter(tools, BUILD.format(names=" ".join(COMMAND_LINES), trusted=" ".join(TRUSTED), kernel=kernel,
+                                   sign=SIGN.format(epoch=moment)), {work: "/work", keys: "/keys"})

@@ -367,3 +367,15 @@ def test_retired(nuc, words, fast, tmp_path, key):
     stick = Stick(fast, tmp_path / "stick", f"{words}retired = {relay}\n")
     again = VM(tmp_path, [stick.disk, *machine.disks])
     assert install(again) == "DONE", again.log()[-3000:]
+
+
+def test_rescue_gets_no_key_from_the_tpm(nuc, words, fast, tmp_path):
+    """Whoever has the box and its stick has a shell; the key is for boxes and installers alone (PCR 11, signed)."""
+    stick = Stick(fast, tmp_path / "stick", words, entry="rescue")
+    with nuc.copy(tmp_path, extra=(stick.disk,)) as rescue:
+        rescue.wait_for("Nothing on the disks of this machine was opened", seconds=240)
+        rescue.type("relay-disk check\n")
+        rescue.wait_for("no fault found", seconds=60)
+        rescue.type("zfs get -Ho value relay:sealed relay > sealed\n")
+        rescue.type("systemd-creds decrypt --name=relay-pool sealed - > key; wc -c sealed key\n")
+        rescue.wait_for("0 key", seconds=60)

@@ -21,8 +21,12 @@ def new() -> bytes:
 
 
 def seal(key: bytes) -> str:
-    """The key as only this machine's TPM gives it back, while its Secure Boot state (PCR 7) is as now."""
-    return "".join(_creds("encrypt", "--with-key=tpm2", "--tpm2-pcrs=7", given=key).split())
+    """The key as only this machine's TPM gives it back, while its Secure Boot state (PCR 7) is as now.
+
+    And to a system alone whose measurements (PCR 11) are signed by the key of the UKI that runs now: boxes and
+    installers of one fleet, of this version and of others.
+    """
+    return "".join(_creds("encrypt", "--with-key=tpm2-with-public-key", "--tpm2-pcrs=7", given=key).split())
 
 
 def unseal(sealed: str) -> bytes:
@@ -67,7 +71,7 @@ def secure_boot() -> bool:
 def binding() -> str:
     """What the sealed key is bound to, in words."""
     if secure_boot():
-        return "this machine's TPM and its Secure Boot keys (PCR 7)"
+        return "this machine's TPM, its Secure Boot keys (PCR 7), and boxes and installers signed by them (PCR 11)"
     return ("this machine's TPM; Secure Boot is off, so whoever has the whole box can start any system on it and get "
             "the key. Turn it on, then: relay-disk seal")
 
