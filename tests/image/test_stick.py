@@ -40,6 +40,13 @@ def test_all_that_starts_is_signed(esp, keys):
         run("sbverify", "--cert", keys / "keys/db.crt", esp / program)
 
 
+def test_rescue_is_not_among_those_that_get_the_key(esp):
+    """Whose measurements are signed: in the table of sections of the UKI."""
+    ukis = [*(esp / "EFI/relay").glob("*.efi"), esp / "relay/box.efi"]
+    assert sorted(uki.stem for uki in ukis) == ["box", "install", "rescue"]
+    assert sorted(uki.stem for uki in ukis if b".pcrsig\0" in uki.read_bytes()[:4096]) == ["box", "install"]
+
+
 def test_manifest_tells_what_is_there(fast, esp):
     inside = json.loads((esp / "relay/manifest.json").read_text())
     beside = json.loads(fast.with_name("relay-any-test.manifest.json").read_text())
