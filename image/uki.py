@@ -12,7 +12,7 @@ from image.common import EPOCH
 # The screen and the first serial port; a kernel has one serial console at most. Init writes to the last one.
 CONSOLES = "console=tty0 console=ttyS0,115200n8"
 # systemd would mount the boot partition that it was started from at /efi; only relay-disk touches those. And it would
-# add to PCR 11 how far a start has come, in an order that an installer's start does not keep.
+# add to PCR 11 how far a start has come: installers that could seal a key could then not always unseal it.
 ALONE = "systemd.gpt_auto=0 systemd.mask=systemd-pcrphase-sysinit.service systemd.mask=systemd-pcrphase.service"
 STICK = f"root=PARTLABEL=relay-image rootfstype=squashfs ro relay.live {ALONE}"
 COMMAND_LINES = {
