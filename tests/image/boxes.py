@@ -93,7 +93,10 @@ class Box:
 
     def copy(self, folder: Path, *, without: tuple[str, ...] = (), failing: tuple[str, ...] = (),
              extra: tuple[Disk, ...] = (), board: bool = True, **more) -> VM:
-        """The same box, disks as overlays; ``without`` some of them; another board (TPM) if not ``board``."""
+        """The same box, disks as overlays; ``without`` some of them; another board (TPM) if not ``board``.
+
+        Of those that are ``failing`` nothing can be read.
+        """
         folder.mkdir(parents=True, exist_ok=True)
         if board:
             shutil.copy(self.folder / "variables.fd", folder)
