@@ -33,8 +33,12 @@ def command(playbook: str | Path, *options: str) -> list[str]:
 
 
 def environment() -> dict[str, str]:
-    """What plays need around them; they go the way that a fleet's go, without what makes the lab quick."""
-    usual = {name: value for name, value in os.environ.items() if not name.startswith("ANSIBLE_STRATEGY")}
+    """What plays need around them; they go the way that a fleet's go, without what makes the lab quick.
+
+    What is said to the tests is not for those that a play starts.
+    """
+    ours = ("ANSIBLE_STRATEGY", "PYTEST_")
+    usual = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
     return usual | {"ANSIBLE_FORCE_COLOR": "0", "ANSIBLE_CONFIG": str(PROJECT / "ansible.cfg")}
 
 
