@@ -40,7 +40,7 @@ $(VENV)/linted: $(VENV)/test $(shell find ansible.cfg .config .gitignore .yamlli
 unit: $(VENV)/test
 	$(call pytest,$(UNIT) -m "not slow" -n auto)
 
-test: $(VENV)/test peers check release ## All that proves the product, with real peers: under thirty minutes
+test: $(VENV)/test peers check ## All that proves the product, with real peers: under thirty minutes
 	$(call pytest,$(UNIT) -m slow -n auto)
 	$(call pytest,tests $(UNIT:%=--ignore=%) --ignore=tests/image -n 5 --dist loadgroup)
 	@sh image/install test || echo "Not tried: sticks, for the reason above"
