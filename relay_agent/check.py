@@ -6,6 +6,7 @@ Runs beside a running service and as its user; changes nothing but a few probe f
 from __future__ import annotations
 
 import errno
+import math
 import os
 import socket
 import ssl
@@ -38,6 +39,7 @@ from relay_agent.units import show_duration, show_size
 
 _PATIENCE = 10.0  # seconds for each step on the way to a destination
 _SLOW_SYNC = 0.020  # every instance waits for one before its sender is answered
+_SYNC_ROUNDS = (0.0, 0.5, 1.0)  # seconds before each round of writing
 _CLOCK_OFF = 60.0
 _SCRIPT_CHECK = "relay-agent script check FILE tells more"
 _EXPIRES_SOON = 30 * 86400.0
@@ -132,23 +134,36 @@ def _is_ours(config: Config) -> bool:
 
 
 def _sync(folder: Path) -> Finding:
-    """Write as receiving does: a new file and a sync for each instance."""
-    times = []
+    """Write as receiving does: a new file and a sync for each instance.
+
+    The best of some rounds counts: what others write at the same moment says nothing of the disk.
+    """
+    typical = math.inf
     try:
-        for _ in range(5):
-            # Named like a file that is being written: whoever looks through the spool leaves it alone.
-            with tempfile.NamedTemporaryFile(dir=folder, prefix=f"{PARTIAL}{os.getpid()}-") as probe:
-                probe.write(bytes(2**16))
-                probe.flush()
-                start = time.perf_counter()
-                os.fsync(probe.fileno())
-                times.append(time.perf_counter() - start)
+        for pause in _SYNC_ROUNDS:
+            time.sleep(pause)
+            typical = min(typical, _typical_sync(folder))
+            if typical <= _SLOW_SYNC:
+                break
     except OSError as error:
         return Finding(False, f"{folder} cannot be written ({error.strerror})",
                        "give it to the service's user; see whether the file system is full or mounted read-only")
-    typical = statistics.median(times)
     return Finding(typical <= _SLOW_SYNC, f"{folder}: writable, a sync takes {typical * 1000:.1f} ms",
                    "every instance waits for one: use a log device or a better SSD")
+
+
+def _typical_sync(folder: Path) -> float:
+    """Seconds; the median of five."""
+    times = []
+    for _ in range(5):
+        # Named like a file that is being written: whoever looks through the spool leaves it alone.
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=f"{PARTIAL}{os.getpid()}-") as probe:
+            probe.write(bytes(2**16))
+            probe.flush()
+            start = time.perf_counter()
+            os.fsync(probe.fileno())
+            times.append(time.perf_counter() - start)
+    return statistics.median(times)
 
 
 def _clock() -> Finding:

@@ -227,11 +227,23 @@ def test_a_slow_sync(configure: Callable[..., Config], monkeypatch: pytest.Monke
 
     monkeypatch.setattr(os, "fsync", sync)
     monkeypatch.setattr(check, "_SLOW_SYNC", 0.020)
+    monkeypatch.setattr(check, "_SYNC_ROUNDS", (0.0, 0.0))
     assert len(re.findall(r"a sync takes (2[5-9]|[3-9]\d|\d{3,})\.", wrong(config))) == 2
     assert {Path(name).parent for name in names} == {config.data, config.spool}
     # What looks through the spool must take a probe for a file that is being written.
     assert all(Path(name).name.startswith(f"{PARTIAL}{os.getpid()}-") for name in names)
     assert not list(config.data.rglob(f"{PARTIAL}*"))
+
+
+def test_a_sync_that_others_disturbed(configure: Callable[..., Config], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A burst of images that arrives meanwhile is no slow disk."""
+    config = configure()
+    config.spool.mkdir()
+    pauses = iter([0.025] * 5 + [0.0] * 95)
+    monkeypatch.setattr(os, "fsync", lambda _: time.sleep(next(pauses)))
+    monkeypatch.setattr(check, "_SLOW_SYNC", 0.020)
+    monkeypatch.setattr(check, "_SYNC_ROUNDS", (0.0, 0.0))
+    assert "a sync takes" not in wrong(config)
 
 
 def test_another_file_system_below_the_data_folder(configure: Callable[..., Config]) -> None:

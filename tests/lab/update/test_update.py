@@ -32,12 +32,18 @@ def version(host: Any) -> str:
     return host.check_output("/opt/relay-agent/current/bin/relay-agent --version").split()[-1]
 
 
-def well(host: Any) -> None:
-    """Runs, finds nothing wrong with itself, accounts for everything, and no update is half way."""
+def well(host: Any, wait_for: Callable[..., Any]) -> None:
+    """Runs, finds nothing wrong with itself, accounts for everything, and no update is half way.
+
+    A service that has just been started may not answer yet.
+    """
     for service in ("relay-receive", "relay-work"):
-        assert host.service(f"{service}.service").is_running
-    found = json.loads(host.run("relay-agent check --json < /dev/null").stdout)
-    assert [entry for entry in found if not entry["ok"]] == []
+        assert wait_for(lambda name=service: host.service(f"{name}.service").is_running)
+
+    def wrong() -> list[Any]:
+        return [entry for entry in json.loads(host.run("relay-agent check --json < /dev/null").stdout)
+                if not entry["ok"]]
+    assert wait_for(lambda: not wrong()), wrong()
     assert json.loads(host.check_output("relay-agent status --json < /dev/null"))["balance"]["difference"] == 0
     assert host.run("test -e /etc/relay-agent/credentials/.update/before").failed
 
@@ -86,7 +92,7 @@ def test_a_good_release_reaches_all_boxes_that_answer(host, other, peer, wait_fo
     assert "did not answer: relay-lab-9" in played.stdout, played.stdout[-3000:]
     for box in (host, other):
         assert version(box).startswith("9."), played.stdout[-3000:]
-        well(box)
+        well(box, wait_for)
         assert box.file("/etc/relay-agent/credentials/.update/version").content_string.strip() == (
             PROJECT / "build/VERSION").read_text().strip()
     updates = played.stdout.partition("PLAY [Update]")[2]
@@ -104,7 +110,7 @@ def test_a_bad_release_is_taken_back_and_goes_no_further(host, other, peer, wait
     assert f"{BOX} is on its old release again" in played.stdout, played.stdout
     assert host.file("/opt/relay-agent/current").linked_to == was
     assert f"[{OTHER}]" not in played.stdout.partition("PLAY [Update]")[2].partition("PLAY RECAP")[0]
-    well(host)
+    well(host, wait_for)
     all_arrive(safe, host, peer("central"), wait_for)
 
 
@@ -117,7 +123,7 @@ def test_a_ledger_that_a_bad_release_has_migrated(host, peer, wait_for, idle):
         played = update(idle, f"--limit={BOX},localhost", **FEW)
     assert played.returncode != 0
     assert "this release is idle" in played.stdout, played.stdout[-3000:]
-    well(host)
+    well(host, wait_for)
     assert "ledger-schema" in host.check_output("ls /var/lib/relay-agent")  # what it was is kept for people
     all_arrive([queued, *safe], host, peer("central"), wait_for)
 
@@ -150,6 +156,5 @@ def test_power_cut(host, peer, wait_for, later, moment):
     played.communicate()
     assert played.returncode != 0 or moment == "kept"
     assert (current() == was) == (moment != "kept")
-    assert wait_for(lambda: host.service("relay-work.service").is_running)
-    well(host)
+    well(host, wait_for)
     all_arrive([queued], host, peer("central"), wait_for)
