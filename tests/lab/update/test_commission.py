@@ -65,7 +65,10 @@ def test_status_names_who_does_not_answer(host, other, tmp_path, dead):
 
 
 def test_a_worker_without_its_password(host, wait_for):
-    """What is missing may come back while nobody is there: it is started for ever, and less and less often."""
+    """What is missing may come back while nobody is there: it is started for ever, and less and less often.
+
+    The first pauses are short, and one that nobody looked at is not seen.
+    """
     secret = "/etc/relay-agent/credentials/central"
     host.check_output(f"mv {secret} {secret}.away")
     pauses = []
@@ -78,7 +81,7 @@ def test_a_worker_without_its_password(host, wait_for):
     try:
         host.run("systemctl restart relay-work.service")
         assert wait_for(tried, 120), pauses
-        assert len(set(pauses)) >= 4, pauses
+        assert len(set(pauses)) >= 3, pauses
         assert host.check_output("systemctl show --value --property=ActiveState relay-work.service") == "activating"
     finally:
         host.check_output(f"mv {secret}.away {secret}")
