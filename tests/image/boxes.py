@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import mmap
 import shutil
 import time
 from dataclasses import dataclass, replace
@@ -59,6 +60,13 @@ class Stick:
         """A copy of a file of it."""
         run("mcopy", "-o", "-n", "-i", f"{self.path}@@1M", f"::{path}", self.folder)
         return self.folder / Path(path).name
+
+    def wound(self) -> None:
+        """Leave its log as a power cut may: more clusters than its size says; a kernel that goes on there stops."""
+        self.put("x" * 100_000, "relay/install.log")
+        with self.path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as image:
+            entry = image.find(b"INSTALL LOG")
+            image[entry + 28:entry + 32] = (60_000).to_bytes(4, "little")  # the size: FAT specification 1.03, section 6
 
     @property
     def disk(self) -> Disk:

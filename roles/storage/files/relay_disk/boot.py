@@ -19,11 +19,20 @@ _MARKS = ("installing", "keeping")
 
 @contextmanager
 def mounted(device: str, *options: str) -> Iterator[Path]:
-    """A partition mounted for a moment."""
+    """A partition mounted for a moment.
+
+    One to be written to is repaired first: a power cut may have left FAT half written, and a kernel that stumbles over
+    that writes no more. Clusters that belong to no file would be kept as files, and fill it.
+    """
     place = Path("/run/relay-disk") / re.sub(r"\W", "_", device)
     place.mkdir(parents=True, exist_ok=True)
+    writable = "ro" not in options
+    if writable and not tried("findmnt", "--source", device):
+        tried("fsck.fat", "-a", "-w", device)
     ask("mount", "-o", ",".join(("nodev", "nosuid", "noexec", *options)), device, str(place))
     try:
+        for stray in place.glob("FSCK*.REC") if writable else ():
+            stray.unlink()
         yield place
     finally:
         ask("umount", str(place))

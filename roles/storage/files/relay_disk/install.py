@@ -69,6 +69,9 @@ def install(source: Stick) -> None:
     if not told.recovery:
         raise Refused("no disk was changed: install.conf has no recovery = age1..., so nobody could ever open a box "
                       "whose TPM fails. Make a key pair at the coordinating site: age-keygen; or say recovery = none")
+    if not os.access(source.folder, os.W_OK):
+        raise Refused("no disk was changed: nothing can be written to the stick, where the box's recovery key and the "
+                      "log are left. Take off its write protection, or flash another one")
     image = source.folder / IMAGE
     if not image.exists():
         raise Refused(f"no disk was changed: the stick has no {FOLDER}/{IMAGE}")
@@ -266,17 +269,20 @@ def unattended() -> int:
             except Refused as refusal:
                 _end("REFUSED", refusal)
                 return 3
-            except Failed as error:
+            except Exception as error:  # whatever it is, the screen says how it ended
                 _end("FAILED", error)
                 return 1
-    except Failed as error:
+    except Exception as error:
         _end("FAILED", error)
         return 1
     return 0
 
 
-def _end(state: str, error: Failed) -> None:
-    for line in str(error).splitlines():
+def _end(state: str, error: Exception) -> None:
+    known = isinstance(error, Failed)
+    if not known:
+        log.debug("nobody thought of this", exc_info=error)
+    for line in (str(error) if known else f"{type(error).__name__}: {error}").splitlines():
         log.error("%s", line)
     words = "put right what is said above and start the stick again" if state == "REFUSED" else (
         "the installation is not finished; start the stick again, and send relay/install.log from the stick to the "
