@@ -19,13 +19,11 @@ from tests.harness import send, wait_for
 from tests.image.boxes import NUC, installed
 from tests.image.conftest import PROJECT, build
 from tests.image.fleet import BOX, PASSWORD, SITE, Fleet
-from tests.image.vm import KVM, PATIENCE
+from tests.image.vm import PATIENCE
 
 pytestmark = [pytest.mark.full, pytest.mark.timeout(7200)]
 ADMINISTRATOR = "anna"
 WHOLE_DELIVERY = 300 * PATIENCE  # seconds
-MITOGEN = {"ANSIBLE_STRATEGY": "mitogen_linear", "ANSIBLE_STRATEGY_PLUGINS": str(PROJECT / "molecule/lab/strategy"),
-           "ANSIBLE_HOST_KEY_CHECKING": "false", "ANSIBLE_TIMEOUT": "300"}  # it asks here, not the inventory
 
 
 @pytest.fixture(scope="module")
@@ -105,13 +103,12 @@ def test_power_cut_while_receiving(machine, central, fleet):
 
 
 def play(playbook, inventory, **values):
-    """Run a playbook for the box: as people do or, where that takes most of an hour, by Mitogen as the lab does."""
+    """Run a playbook for the box."""
     return subprocess.run(
         [PROJECT / ".venv/bin/ansible-playbook", "--inventory", inventory, f"playbooks/{playbook}",
          "--extra-vars", " ".join(f"{name}={value}" for name, value in values.items())],
         cwd=PROJECT, capture_output=True, text=True, check=False,
-        env=os.environ | ({} if KVM else MITOGEN) | {
-            "PATH": f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"})
+        env=os.environ | {"PATH": f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"})
 
 
 def test_commissioned(machine, central, fleet, tmp_path):
