@@ -66,6 +66,7 @@ class Stick:
         self.put("x" * 100_000, "relay/install.log")
         with self.path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as image:
             entry = image.find(b"INSTALL LOG")
+            assert entry > 0, "its log is not where it was put"
             image[entry + 28:entry + 32] = (60_000).to_bytes(4, "little")  # the size: FAT specification 1.03, section 6
 
     @property
