@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 from image import lock, sbom, site, stick, system, tree, uki, zfs
-from image.common import CACHE, ENVIRONMENT, EPOCH, OUTPUT, PROJECT, Failed, digest, run, step
+from image.common import CACHE, ENVIRONMENT, EPOCH, OUTPUT, PROJECT, Failed, digest, room, run, step
 
 
 def main() -> None:
@@ -79,6 +79,7 @@ def build(asked: argparse.Namespace) -> Path:
                             "-f", CACHE / "throw-away" / name)
         for given, name in ((asked.key, "signer"), (asked.first_contact_key, "first-contact")))
     contact = contact if contact.suffix == ".pub" else contact.with_name(f"{contact.name}.pub")
+    room(asked.output, 3 * 10**9)
     locked = lock.read()
     lock.release(locked["wheels"])
     if asked.debs:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -58,6 +59,16 @@ def step(name: str) -> Iterator[None]:
     print(f"{name} ...", end=" ", flush=True, file=sys.stderr)
     yield
     print(f"{time.monotonic() - start:.0f} s", flush=True, file=sys.stderr)
+
+
+def room(folder: Path, needed: int) -> None:
+    """Raise Failed where less than ``needed`` bytes are free; a disk that fills half way tells less plainly."""
+    folder.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise Failed(f"{free / 1e9:.1f} GB are free for {folder}, and building needs {needed / 1e9:.0f} GB there; "
+                     "nothing was built. Make room, or name another folder: with --output for the image, with "
+                     "XDG_CACHE_HOME in the environment for the cache")
 
 
 def digest(path: Path) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 import yaml
 
 from image import lock
-from image.common import CACHE, ENVIRONMENT, FILES, PROJECT, run, tag
+from image.common import CACHE, ENVIRONMENT, FILES, PROJECT, room, run, tag
 
 # What a machine needs to start and to be set up; everything else is asked for by the roles. Firmware: microcode of
 # both makers, network adapters of small and of server boards. Intel's own adapters and all disks need none.
@@ -44,6 +44,7 @@ def wanted() -> list[str]:
 
 def gather(folder: Path, packages: list[lock.Package], extra: Iterable[Path] = ()) -> None:
     """Put into a folder what :func:`bootstrap` needs there: those packages and no others, and room to work."""
+    room(CACHE, 3 * 10**9)
     lock.fetch(packages)
     lock.repository(folder / "debs", packages, extra)
     (folder / "tmp").mkdir()

@@ -6,7 +6,7 @@ import pytest
 from relay_disk import conf
 
 from image import lock, site, tree
-from image.common import PROJECT, Failed
+from image.common import PROJECT, Failed, room
 from image.uki import COMMAND_LINES
 
 
@@ -68,3 +68,9 @@ def test_kernel_names_the_installer():
     """It is started by its name alone: under another one the stick would wait for ever."""
     names = [word.partition("=")[2] for word in COMMAND_LINES["install"].split() if word.startswith("systemd.unit=")]
     assert [(PROJECT / "roles/storage/files" / name).exists() for name in names] == [True]
+
+
+def test_a_disk_without_room_is_told_before_anything_is_built(tmp_path):
+    room(tmp_path / "new/folder", 1)
+    with pytest.raises(Failed, match=r"GB are free for .*building needs 1000000 GB there.*--output"):
+        room(tmp_path, 10**15)

@@ -86,10 +86,14 @@ def all_rows(agent: Agent, sop_instances: Iterable[str]) -> dict[str, Any]:
     """Rows of many instances, which must come: each exactly once."""
     wanted = set(sop_instances)
 
-    def found() -> bool:
-        return wanted <= {r[0] for r in agent.ledger.all("SELECT sop_instance FROM instance")}
+    def lacking() -> set[str]:
+        return wanted - {r[0] for r in agent.ledger.all("SELECT sop_instance FROM instance")}
 
-    wait_for(found, say="not everything that was acknowledged is in the ledger")
+    try:
+        wait_for(lambda: not lacking())
+    except AssertionError:
+        raise AssertionError(f"{len(lacking())} of {len(wanted)} that were acknowledged are not in the ledger; the "
+                             f"agent says: {agent.log[-6000:]}") from None
     listed = [r for r in agent.ledger.all("SELECT * FROM instance") if r["sop_instance"] in wanted]
     assert len(listed) == len(wanted), "an instance has more than one row"
     return {r["sop_instance"]: r for r in listed}
