@@ -8,7 +8,6 @@ import resource
 import shutil
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -142,9 +141,9 @@ def needed(name: str) -> str:
 
 
 def program(name: str) -> str | None:
-    """The path of a program of Debian's: pynetdicom brings some of the same names as DCMTK's beside Python."""
-    own = Path(sys.prefix, "bin")
-    places = [place for place in os.environ.get("PATH", "").split(":") if place and Path(place) != own]
+    """The path of a program of Debian's: in environments of Python, pynetdicom brings names that DCMTK has too."""
+    places = [place for place in os.environ.get("PATH", "").split(":")
+              if place and not Path(place).parent.joinpath("pyvenv.cfg").exists()]
     return shutil.which(name, path=":".join([*places, "/usr/sbin", "/sbin"]))
 
 
