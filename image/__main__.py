@@ -11,7 +11,7 @@ import sys
 import time
 from pathlib import Path
 
-from image import lock, sbom, site, stick, system, tree, uki, zfs
+from image import inputs, lock, sbom, site, stick, system, tree, uki, zfs
 from image.common import CACHE, ENVIRONMENT, EPOCH, OUTPUT, PROJECT, Failed, digest, room, run, step
 
 
@@ -48,7 +48,7 @@ def main() -> None:
         else:
             print(build(asked))
             print(f"done in {time.monotonic() - start:.0f} s", file=sys.stderr)
-    except Failed as failure:
+    except (Failed, OSError) as failure:
         parser.exit(1, f"\nimage/build: {failure}\n")
 
 
@@ -63,7 +63,8 @@ def throw_away(name: str, *command: str | Path) -> Path:
 
 def build(asked: argparse.Namespace) -> Path:
     """Make the image and what belongs beside it; where it is."""
-    boxes = site.boxes(asked.inventory, asked.site) if asked.site else {"any": ""}
+    inputs.examine(asked)
+    boxes = site.boxes(asked.inventory, asked.site) if asked.site is not None else {"any": ""}
     recovery = site.recovery(asked.inventory, asked.site, asked.keys, asked.recovery)
     if asked.site and not recovery:
         raise Failed("whoever has a throw-away key can read the disks of these boxes, and nobody can once it is gone; "
@@ -74,11 +75,12 @@ def build(asked: argparse.Namespace) -> Path:
               file=sys.stderr)
     keys = asked.keys or throw_away("keys", PROJECT / "image/keys", CACHE / "throw-away/keys")
     recovery = recovery or [(keys / "recovery.pub").read_text().strip()]
+    inputs.recipients(recovery)
     signer, contact = (
         given or throw_away(name, "ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", f"throw-away-{name}",
                             "-f", CACHE / "throw-away" / name)
         for given, name in ((asked.key, "signer"), (asked.first_contact_key, "first-contact")))
-    contact = contact if contact.suffix == ".pub" else contact.with_name(f"{contact.name}.pub")
+    contact = inputs.public(contact)
     room(asked.output, 3 * 10**9)
     locked = lock.read()
     lock.release(locked["wheels"])
