@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
-from argparse import Namespace
-from pathlib import Path
-
 import pytest
 from relay_disk import conf
 
-from image import inputs, lock, site, tree
-from image.common import PROJECT, Failed, room, run
+from image import lock, site, tree
+from image.common import PROJECT, Failed, room
 from image.uki import COMMAND_LINES
 
 
@@ -78,44 +74,3 @@ def test_a_disk_without_room_is_told_before_anything_is_built(tmp_path):
     room(tmp_path / "new/folder", 1)
     with pytest.raises(Failed, match=r"GB are free for .*building needs 1000000 GB there.*--output"):
         room(tmp_path, 10**15)
-
-
-def asked(**words):
-    return Namespace(**{"version": "2026.11", "site": None, "inventory": PROJECT / "inventory", "keys": None,
-                        "key": None, "first_contact_key": None, "debs": None} | words)
-
-
-@pytest.mark.parametrize(("words", "told"), [
-    ({"version": "a/b"}, "--version 'a/b'.*letters"), ({"version": ""}, "--version ''"),
-    ({"keys": Path("/nowhere")}, "/nowhere has no PK.auth, .*image/keys"),
-    ({"key": Path("/nowhere")}, "/nowhere is no SSH key"),
-    ({"first_contact_key": Path("/nowhere")}, "/nowhere.pub is no SSH key"),
-    ({"first_contact_key": PROJECT / "README.md"}, "README.md.pub is no SSH key"),
-    ({"debs": Path("/nowhere")}, "no folder /nowhere"),
-    ({"site": "site_example", "inventory": Path("/nowhere")}, "no folder /nowhere")])
-def test_wrong_words_are_told_before_anything_is_built(words, told):
-    inputs.examine(asked())
-    with pytest.raises(Failed, match=told):
-        inputs.examine(asked(**words))
-
-
-@pytest.mark.skipif(not shutil.which("ssh-keygen"), reason="no ssh-keygen")
-def test_ssh_keys_by_either_part(tmp_path):
-    key = tmp_path / "key"
-    run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key)
-    inputs.examine(asked(key=key, first_contact_key=key))
-    inputs.examine(asked(key=inputs.public(key), first_contact_key=inputs.public(key)))
-    assert inputs.public(key) == inputs.public(inputs.public(key)) == tmp_path / "key.pub"
-    inputs.public(key).write_text("ssh-ed25519 cut off\n")
-    with pytest.raises(Failed, match=r"key\.pub is no SSH key"):
-        inputs.examine(asked(first_contact_key=key))
-
-
-@pytest.mark.skipif(not shutil.which("age"), reason="no age; image/install installs it")
-def test_recipients_of_recovery_keys(tmp_path):
-    run("age-keygen", "-o", tmp_path / "key")
-    good = run("age-keygen", "-y", tmp_path / "key").strip()
-    inputs.recipients([good, good])
-    for wrong in ("garbage", "age1garbage", good[:-1], ""):
-        with pytest.raises(Failed, match="is no age public key"):
-            inputs.recipients([good, wrong])

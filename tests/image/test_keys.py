@@ -1,15 +1,19 @@
-"""The keys of a fleet, as image/keys makes them."""
+"""The keys of a fleet, as image/keys makes them, and the words of a build, as image/build looks at them."""
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
+from argparse import Namespace
+from pathlib import Path
 
 import pytest
 
-from image.common import PROJECT
+from image import inputs
+from image.common import PROJECT, Failed, run
 
-TOOLS = ("openssl", "cert-to-efi-sig-list", "age-keygen")
+TOOLS = ("openssl", "cert-to-efi-sig-list", "age-keygen", "ssh-keygen")
 pytestmark = pytest.mark.skipif(not all(map(shutil.which, TOOLS)), reason="image/install installs what makes keys")
 
 
@@ -52,3 +56,49 @@ def test_keys_are_not_made_anew(tmp_path):
     assert done.returncode == 1 and "has keys already" in done.stderr
     assert {file.name: file.read_bytes() for file in (tmp_path / "fleet").iterdir()} == before
     assert keys(tmp_path).returncode == 2
+
+
+def asked(**words):
+    return Namespace(**{"version": "2026.11", "site": None, "inventory": PROJECT / "inventory", "keys": None,
+                        "key": None, "first_contact_key": None, "debs": None} | words)
+
+
+@pytest.mark.parametrize(("words", "told"), [
+    ({"version": "a/b"}, "--version 'a/b'.*letters"), ({"version": ""}, "--version ''"),
+    ({"keys": Path("/nowhere")}, "/nowhere has no PK.auth, .*image/keys"),
+    ({"key": Path("/nowhere")}, "/nowhere is no SSH key"),
+    ({"first_contact_key": Path("/nowhere")}, "/nowhere.pub is no SSH key"),
+    ({"first_contact_key": PROJECT / "README.md"}, "README.md.pub is no SSH key"),
+    ({"debs": Path("/nowhere")}, "no folder /nowhere"),
+    ({"site": "site_example", "inventory": Path("/nowhere")}, "no folder /nowhere")])
+def test_wrong_words_are_told_before_anything_is_built(words, told):
+    inputs.examine(asked())
+    with pytest.raises(Failed, match=told):
+        inputs.examine(asked(**words))
+
+
+def test_ssh_keys_by_either_part(tmp_path):
+    key = tmp_path / "key"
+    run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key)
+    inputs.examine(asked(key=key, first_contact_key=key))
+    inputs.examine(asked(key=inputs.public(key), first_contact_key=inputs.public(key)))
+    assert inputs.public(key) == inputs.public(inputs.public(key)) == tmp_path / "key.pub"
+    inputs.public(key).write_text("ssh-ed25519 cut off\n")
+    with pytest.raises(Failed, match=r"key\.pub is no SSH key"):
+        inputs.examine(asked(first_contact_key=key))
+
+
+def test_recipients_of_recovery_keys(tmp_path):
+    run("age-keygen", "-o", tmp_path / "key")
+    good = run("age-keygen", "-y", tmp_path / "key").strip()
+    inputs.recipients([good, good])
+    for wrong in ("garbage", "age1garbage", good[:-1], ""):
+        with pytest.raises(Failed, match="is no age public key"):
+            inputs.recipients([good, wrong])
+
+
+def test_the_command_looks_at_its_words_first():
+    """Or says that it needs root."""
+    done = subprocess.run([PROJECT / "image/build", "--keys", "/nowhere"], capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert ("need root" if os.geteuid() else "--keys /nowhere has no PK.auth") in done.stderr
