@@ -8,7 +8,7 @@ pytest = $(BIN)/python -m pytest $(1) || { test -n "$(AGAIN)" && $(BIN)/python -
 # What `make test` tries in the lab of boxes, and all that can be tried there.
 TRIED ?= default firewall
 SCENARIOS ?= default firewall pull update
-# Virtual machines side by side in `make test-image`: each with two processors and 2 GB of memory.
+# Virtual machines side by side in `make test-image`: each with a processor (two with KVM) and 2 GB of memory.
 MACHINES ?= 2
 # `make test` looks at a stick if it takes a few minutes to build one; without this it builds all, in some twenty.
 STICK ?= --cached

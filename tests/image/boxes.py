@@ -87,6 +87,7 @@ def install(machine: VM) -> str:
         end = machine.wait_for("== DONE", "== REFUSED", "== FAILED", seconds=400)
         if end == "== DONE":
             machine.wait_off(60)
+            assert "Disk failure" not in machine.log(), "a mirror was put together and broken behind the installer"
         else:
             machine.wait_for("stick again", seconds=20)
     return end.removeprefix("== ")

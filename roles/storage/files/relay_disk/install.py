@@ -23,6 +23,7 @@ from relay_disk.plan import Plan, choose, decide, slices, table
 from relay_disk.run import Failed, Refused, ask, consoles, do, log, tell, tried
 
 TARGET = Path("/run/relay-disk/target")
+ASSEMBLY = Path("/run/udev/rules.d/64-md-raid-assembly.rules")
 FOLDER = "relay"  # on the stick's boot partition: what the box starts from, install.conf, site/, logs, recovery keys
 IMAGE = "box.efi"
 
@@ -76,7 +77,7 @@ def install(source: Stick) -> None:
     if not image.exists():
         raise Refused(f"no disk was changed: the stick has no {FOLDER}/{IMAGE}")
     _step("looking at the disks")
-    _release_arrays()
+    _own_arrays()
     plan = decide(scan(), told, lambda: secrets.token_hex(4))
     for line in str(plan).splitlines():
         log.info("%s", line)
@@ -107,8 +108,20 @@ def _step(words: str) -> None:
     log.info("== %s", words)
 
 
+def _own_arrays() -> None:
+    """Arrays are the installer's alone from now on.
+
+    udev puts together what it finds: disks of an earlier installation, which that would hold; and later the one that is
+    being made, in which it then fails a member because the table around it was written to.
+    """
+    ASSEMBLY.parent.mkdir(parents=True, exist_ok=True)
+    ASSEMBLY.touch()  # an empty file of that name in /run stands for the system's
+    do("udevadm", "control", "--reload")
+    do("udevadm", "settle")
+    _release_arrays()
+
+
 def _release_arrays() -> None:
-    """What udev put together from disks of an earlier installation; it would hold them."""
     for array in sorted({array for disk in scan(look_inside=False) if not disk.used for array in disk.arrays}):
         do("mdadm", "--stop", array)
 
@@ -125,7 +138,6 @@ def _partition(plan: Plan) -> None:
         destroy((disk,), "sfdisk", "--quiet", f"--wipe={wipe}", "--wipe-partitions=always", disk.id,
                 given=table(plan.relay, slices(plan, disk)).encode())
     do("udevadm", "settle")
-    _release_arrays()
 
 
 def _unboot(plan: Plan) -> None:
