@@ -112,7 +112,8 @@ def build(asked: argparse.Namespace) -> Path:
             "version": asked.version, "date": EPOCH, "kernel": kernel, "zfs": modules.name, "site": asked.site,
             "source": source(), "lock": digest(lock.LOCK), "squashfs": digest(work / "root.squashfs"),
             "uki": {name: digest(work / f"{name}.efi") for name in uki.COMMAND_LINES},
-            "secure_boot": digest(keys / "db.crt"), "first_contact": contact.read_text().strip()}
+            "secure_boot": digest(keys / "db.crt"),
+            "first_contact": None if asked.site else contact.read_text().strip()}
         parts["relay/manifest.json"] = (json.dumps(manifest, indent=1) + "\n").encode()
         with step("stick"):
             image = stick.make(tools, work, keys, parts)

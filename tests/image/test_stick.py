@@ -104,6 +104,7 @@ def test_size(tmp_path):
 def test_site(tmp_path):
     """Settings for each of its boxes, complete but for the credentials."""
     build(tmp_path, "--fast", "--site", "site_example", "--version", "x")
+    assert json.loads((tmp_path / "relay-site_example-x.manifest.json").read_text())["first_contact"] is None
     image = tmp_path / "relay-site_example-x.img"
     start = json.loads(run("sfdisk", "--json", image))["partitiontable"]["partitions"][0]["start"] * 512
     for box, profile in (("relay-0001", "nuc"), ("relay-0002", "supermicro")):
