@@ -89,8 +89,8 @@ class VM:
         self.serial.touch()
         self.read_from = 0
         command = ["qemu-system-x86_64", "-machine", "q35",
-                   # The interpreter has lost a timer of a second processor, and with it the machine; side by side,
-                   # machines with one are faster too.
+                   # With two, kernels have stopped in the interpreter as if it had lost a timer of the second
+                   # (docs/image.md); side by side, machines with one are faster too.
                    *(("-accel", "kvm", "-cpu", "host", "-smp", "2") if KVM
                      else ("-accel", "tcg", "-cpu", "max,svm=off", "-smp", "1")),
                    "-m", str(self.memory), "-nodefaults", "-display", "none",
