@@ -122,6 +122,7 @@ def _own_arrays() -> None:
 
 
 def _release_arrays() -> None:
+    """Stop the arrays of disks that nothing else uses."""
     for array in sorted({array for disk in scan(look_inside=False) if not disk.used for array in disk.arrays}):
         do("mdadm", "--stop", array)
 
